@@ -1,0 +1,1 @@
+"""Zero-shot unlearning for Hugging Face image classifiers."""

@@ -1,0 +1,86 @@
+"""Forget images -> the target distribution that each is trained on (section 3.4 of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PRIORS = ("renormalised", "uniform")
+TILTS = ("influence", "none")
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """targets ``(N, C)``, rows on the simplex; influence ``(N, C)`` or None, see :func:`zspag_hf.influence.label_influence`."""
+
+    targets: Tensor
+    influence: Tensor | None
+
+
+def pseudo_labels(
+    logits: Tensor,
+    forget_ids: list[int],
+    influence: Tensor | None,
+    prior: str = "renormalised",
+    temperature: float = 10.0,
+) -> PseudoLabels:
+    """Target = prior x exp(influence / tau), forgotten classes at exactly 0.
+
+    The prior "renormalised" is the original softmax without the forgotten classes, computed from masked logits rather
+    than by division, which fails for an over-confident model. The influence is divided by its own standard deviation
+    over retained labels, which makes ``temperature`` a pure number. Sign: training on the pseudo-label upweights it, so
+    the label with the larger influence is preferred; eq. 10 inserts epsilon = -1/N, the removal of a sample, and prefers
+    the opposite (measured on CIFAR-10, ViT, class cat: .653 against .608 acc_rt).
+
+    Args:
+        logits: ``(N, C)`` of the original model on the forget images.
+        influence: ``(N, C)``, or None for the prior alone.
+        temperature: tau > 0; large means the prior alone.
+    """
+    keep = retained_mask(logits.shape[1], forget_ids)
+    scores = logits.double() if prior == "renormalised" else torch.zeros_like(logits, dtype=torch.float64)
+    if influence is not None:
+        a = influence.double()[:, keep]
+        scores = scores + influence.double() / (a.std().clamp_min(1e-300) * temperature)
+    targets = scores.masked_fill(~keep, -torch.inf).softmax(1)
+    return PseudoLabels(targets.float(), influence)
+
+
+def paper_pseudo_labels(
+    influence: Tensor, labels: Tensor, forget_ids: list[int], kl_weight: float = 1.0, steps: int = 100, seed: int = 0
+) -> PseudoLabels:
+    """Eq. 7-10 as written: y = softmax(z), z random, descends Delta L (eq. 10) plus a penalty on similarity to y_i.
+
+    The paper gives no optimiser, no number of steps, no weight and no form for the penalty. Chosen here: Adam at .1 for
+    100 steps, and -KL(y || q_i) with q_i the true label smoothed by .1, since KL to a hard label is infinite. Forgotten
+    classes are masked, without which their accuracy could not reach 0.
+
+    Args:
+        influence: ``(N, C)`` a_ik; eq. 10 asks to lower sum_k y_k a_ik.
+        labels: ``(N,)`` true labels.
+    """
+    n, c = influence.shape
+    keep = retained_mask(c, forget_ids)
+    a = influence / influence[:, keep].std().clamp_min(1e-30)
+    q = torch.full((n, c), 0.1 / c).scatter(1, labels[:, None], 0.9 + 0.1 / c)
+    z = torch.randn(n, c, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.1)
+    with torch.enable_grad():
+        for _ in range(steps):
+            log_y = z.masked_fill(~keep, -torch.inf).log_softmax(1).masked_fill(~keep, -1e9)
+            y = log_y.exp()
+            change = (y * a).sum(1)  # eq. 10, up to the factor 1/N
+            similarity = -(y * (log_y.clamp_min(-1e4) - q.log())).sum(1)
+            optimizer.zero_grad()
+            (change + kl_weight * similarity).sum().backward()
+            optimizer.step()
+    return PseudoLabels(z.detach().masked_fill(~keep, -torch.inf).softmax(1), influence)
+
+
+def retained_mask(num_labels: int, forget_ids: list[int]) -> Tensor:
+    """``(C,)`` bool: True for the classes that stay."""
+    keep = torch.ones(num_labels, dtype=torch.bool)
+    keep[forget_ids] = False
+    return keep
