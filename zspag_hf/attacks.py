@@ -6,6 +6,7 @@ torchattacks unless the class says otherwise.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,10 @@ class Attack:
 
     def at_eps(self, eps: float) -> Attack:
         """The same attack with another radius; the step grows with it."""
-        step_size = self.step_size and self.step_size * eps / self.eps
-        return type(self)(eps=eps, steps=self.steps, step_size=step_size, leave_early=self.leave_early)
+        other = copy.copy(self)
+        other.eps = eps
+        other.step_size = self.step_size and self.step_size * eps / self.eps
+        return other
 
     def start(self, clean: Tensor, seeds: list[int] | None) -> Tensor:
         return clean.clone()
@@ -115,9 +118,6 @@ class PGDLinf(Attack):
     def __init__(self, eps=0.1, steps=20, step_size=None, leave_early=True, random_start=False):
         super().__init__(eps, steps, eps / 4 if step_size is None else step_size, leave_early)
         self.random_start = random_start
-
-    def at_eps(self, eps):
-        return type(self)(eps, self.steps, self.step_size * eps / self.eps, self.leave_early, self.random_start)
 
     def start(self, clean, seeds):
         if not self.random_start:

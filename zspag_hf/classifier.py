@@ -37,8 +37,10 @@ class PixelClassifier(nn.Module):
         normalised = settings.get("do_normalize", False)
         mean = torch.tensor(settings["image_mean"] if normalised else [0.0]).float().view(-1, 1, 1)
         std = torch.tensor(settings["image_std"] if normalised else [1.0]).float().view(-1, 1, 1)
-        self.register_buffer("scale", scale / std, persistent=False)
-        self.register_buffer("shift", (shift - mean) / std, persistent=False)
+        # With include_top, EfficientNet's processors divide by the standard deviation once more.
+        again = torch.tensor(settings["image_std"] if settings.get("include_top") else [1.0]).float().view(-1, 1, 1)
+        self.register_buffer("scale", scale / std / again, persistent=False)
+        self.register_buffer("shift", (shift - mean) / std / again, persistent=False)
 
     @property
     def num_labels(self) -> int:
@@ -57,7 +59,7 @@ class PixelClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, pixels: Tensor, batch_size: int = 64) -> Tensor:
-        """Logits ``(N, C)`` on the CPU in float32, in eval mode; ``pixels`` may be uint8 in 0..255 or float in [0, 1]."""
+        """Logits ``(N, C)`` on the CPU in float32, in eval mode; pixels are uint8 in 0..255 or float in [0, 1]."""
         was_training = self.model.training
         self.model.eval()
         logits = [self(to_unit(batch, self.device)).float().cpu() for batch in pixels.split(batch_size)]
@@ -72,9 +74,12 @@ def to_unit(pixels: Tensor, device: torch.device | str) -> Tensor:
 
 
 def to_pixels(images: Sequence[Image.Image], processor) -> Tensor:
-    """PIL images -> uint8 pixels ``(N, channels, H, W)`` after the processor's resize and crop, before its normalisation."""
-    rgb = [image.convert("RGB") for image in images]
-    batch = processor(rgb, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+    """PIL images (RGB, or L for a grey-scale model) -> uint8 pixels ``(N, channels, H, W)``: resized and cropped by the
+    processor, not normalised."""
+    raw = {"do_rescale": False, "do_normalize": False}
+    if processor.to_dict().get("include_top"):
+        raw["include_top"] = False
+    batch = processor(list(images), return_tensors="pt", **raw)["pixel_values"]
     return torch.as_tensor(np.asarray(batch)).round().clamp(0, 255).to(torch.uint8)
 
 

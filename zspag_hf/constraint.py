@@ -62,7 +62,7 @@ class SoftConstraint:
     weight decay included.
 
     Attributes:
-        step_scale: factor s on every damped update; the trainer adapts it.
+        step_scale: factor s on every damped update; adaptive runs change it.
     """
 
     def __init__(self, layers: dict[str, Layer], dampings: dict[str, Tensor], step_scale: float = 1.0):
@@ -71,6 +71,11 @@ class SoftConstraint:
         self.dampings: dict[str, Tensor] = {}
         self.set_dampings(dampings)
         self.before: dict[str, Tensor] = {}
+        self.only: tuple[str, list[int]] | None = None
+
+    def restrict(self, name: str, outputs: list[int]) -> None:
+        """From now on only these outputs of one layer move; every other weight stays exactly where it is."""
+        self.only = (name, outputs)
 
     def set_dampings(self, dampings: dict[str, Tensor]) -> None:
         """Replace the dampings, ``(groups, d, d)`` a layer; tensors that layers share are converted once."""
@@ -90,8 +95,13 @@ class SoftConstraint:
     def after_step(self, *_):
         for name, before in self.before.items():
             layer = self.layers[name]
-            update = layer.matrix(layer.weight - before)
-            layer.matrix(layer.weight).copy_(layer.matrix(before) + self.step_scale * (update @ self.dampings[name]))
+            update = self.step_scale * (layer.matrix(layer.weight - before) @ self.dampings[name])
+            layer.weight.copy_(before)
+            if self.only is None:
+                layer.matrix(layer.weight).add_(update)
+            elif self.only[0] == name:
+                rows = layer.matrix(layer.weight).flatten(0, 1)  # (out, d_in): the head has one group
+                rows[self.only[1]] += update.flatten(0, 1)[self.only[1]]
         self.before.clear()
 
 

@@ -168,7 +168,10 @@ def unit_mean(factor: Tensor) -> Tensor:
 def output_gradient_factors(classifier, pixels, layers, batch_size=64, seed=0) -> dict[str, Tensor]:
     """Layer name -> ``(groups, out/groups, out/groups)``, the second moment of the loss gradient at its output."""
     generator = torch.Generator().manual_seed(seed)
-    factors = {name: 0.0 for name in layers}
+    factors = {}
+    for name, layer in layers.items():  # zeros stay for a layer whose output does not reach the logits
+        groups, width, _ = layer.matrix(layer.weight).shape
+        factors[name] = layer.weight.new_zeros(groups, width, width)
 
     def look(name: str, layer: Layer):
         def hook(_module, _inputs, output):

@@ -44,11 +44,10 @@ class Layer:
         if not isinstance(self.module, nn.Conv2d):
             return x.reshape(1, -1, self.d_in)
         conv = self.module
-        if isinstance(conv.padding, str):
-            left, right, top, bottom = conv._reversed_padding_repeated_twice
-            x, padding = F.pad(x, (left, right, top, bottom)), 0
-        elif conv.padding_mode != "zeros":
+        if conv.padding_mode != "zeros":
             x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+        elif isinstance(conv.padding, str):
+            x, padding = F.pad(x, conv._reversed_padding_repeated_twice), 0
         else:
             padding = conv.padding
         patches = F.unfold(x, conv.kernel_size, conv.dilation, padding, conv.stride)  # (N, C_in k k, positions)
@@ -87,19 +86,28 @@ def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
 
     Everything else is frozen: biases, norms, tokens, position tables, embeddings, and modules that never fire, such as
     the ``out_proj`` inside ``nn.MultiheadAttention``, whose weight is used without calling the module (DESIGN 4.2).
-    A weight that two modules share is listed once, under the first name.
+    So are layers that are no plain product with their weight (BiT standardises it first), and layers that read something
+    else than the images (the position-bias MLP of Swin V2). A weight that two modules share is listed once, under the
+    first name.
 
     Args:
         model: the classifier.
-        run_forward: a function that runs one forward pass of it.
+        run_forward: a function that runs one forward pass of it, on two images at least: a layer that reads no image is
+            told by having fewer rows than images.
 
     Returns:
         Layers in the order in which the forward pass reaches them.
     """
-    fired: list[str] = []
-    named = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
+    fired: dict[str, int] = {}  # name -> leading dimension of its input
+    plain = [kind.forward for kind in LAYER_TYPES]
+    named = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LAYER_TYPES) and type(module).forward in plain
+    }
     hooks = [
-        module.register_forward_pre_hook(lambda _m, _x, name=name: fired.append(name)) for name, module in named.items()
+        module.register_forward_pre_hook(lambda _m, x, name=name: fired.setdefault(name, len(x[0])) and None)
+        for name, module in named.items()
     ]
     try:
         with torch.no_grad():
@@ -107,8 +115,9 @@ def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
     finally:
         for hook in hooks:
             hook.remove()
+    images = next(iter(fired.values()), 1)  # the first layer reads the images themselves
     layers, owner = {}, {}
-    for name in dict.fromkeys(fired):
+    for name in (name for name, count in fired.items() if count % images == 0):
         first = owner.setdefault(id(named[name].weight), name)
         if first == name:
             layers[name] = as_layer(name, named[name])

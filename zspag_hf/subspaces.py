@@ -91,10 +91,11 @@ def collect_grams(
 def input_hooks(layers: dict[str, Layer], shared: dict[str, str], visit):
     """Call ``visit(name, rows)`` on every layer's input during a forward pass, once for inputs that layers share.
 
-    Sharing is read off the tensors themselves (address, shape, strides, version), never off names: on the first pass
-    ``shared`` is filled with follower -> leader, on later passes followers are skipped.
+    Sharing is read off the tensors themselves (address, shape, strides, version), never off names: the first pass fills
+    ``shared`` with follower -> leader for layers that read the same tensors, later passes skip the followers.
     """
-    seen: dict[tuple, tuple[str, Tensor]] = {}  # holds the tensors, so that no address is reused within the pass
+    seen: dict[tuple, Tensor] = {}  # holds the tensors, so that no address is reused within the pass
+    reads: dict[str, tuple] = {}  # all that a layer reads, a module may run more than once
 
     def look(name: str, layer: Layer):
         def hook(_module: nn.Module, args: tuple):
@@ -102,10 +103,8 @@ def input_hooks(layers: dict[str, Layer], shared: dict[str, str], visit):
             if name in shared:
                 return
             key = (x.data_ptr(), x.shape, x.stride(), x._version, layer.row_key())
-            leader = seen.setdefault(key, (name, x))[0]
-            if leader != name and not layer.sharers and not layers[leader].sharers:
-                shared[name] = leader
-                return
+            seen.setdefault(key, x)
+            reads[name] = (*reads.get(name, ()), key)
             visit(name, layer.rows(x))
 
         return hook
@@ -120,6 +119,11 @@ def input_hooks(layers: dict[str, Layer], shared: dict[str, str], visit):
     finally:
         for hook in hooks:
             hook.remove()
+    leaders: dict[tuple, str] = {}
+    for name, keys in reads.items():
+        leader = leaders.setdefault(keys, name)
+        if leader != name and not layers[name].sharers and not layers[leader].sharers:
+            shared[name] = leader
 
 
 def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +179,15 @@ class Spectrum:
             mu = values[rank_at(values, energy_threshold) - 1].clamp_min(1e-300)
             damped.append((vectors / (1 + values / mu)) @ vectors.T)
         return torch.stack(damped)
+
+
+    def dampings(self, energy_threshold: float) -> dict[str, Tensor]:
+        """:meth:`damping` of every layer; layers that share a Gram matrix share the tensor."""
+        done: dict[int, Tensor] = {}
+        for name, pairs in self.pairs.items():
+            if id(pairs) not in done:
+                done[id(pairs)] = self.damping(name, energy_threshold)
+        return {name: done[id(pairs)] for name, pairs in self.pairs.items()}
 
 
 def merge_bases(stacked: dict[int, Tensor], energy_threshold: float) -> Tensor:

@@ -1,0 +1,436 @@
+import pytest
+import torch
+from cases import FlatClassifier, ModelCase, Recorder, randomised
+from torch import nn
+
+from zspag_hf import subspaces
+from zspag_hf.layers import constrained_layers
+from zspag_hf.subspaces import (
+    Spectrum,
+    collect_grams,
+    eigh,
+    free_energy,
+    literal_bases,
+    merge_bases,
+    rank_at,
+)
+
+LABELS = torch.tensor([3, 0, 3, 1, 0, 3])  # three classes of unequal size, one of one image
+
+
+@pytest.fixture
+def setting(case):
+    return prepare(case)
+
+
+def prepare(case):
+    """``(classifier, pixels, layers)`` with one image a label of ``LABELS``."""
+    classifier, pixels = case.classifier(), case.pixels(len(LABELS))
+    return classifier, pixels, constrained_layers(classifier.model, lambda: classifier(pixels))
+
+
+def stacked_rows(classifier, pixels, layer):
+    """Every input row of one layer in one matrix, ``(groups, n, d_in)``, by a hook of this test's own."""
+    modules = {str(i): module for i, module in enumerate((layer.module, *layer.sharers))}
+    with Recorder(modules) as seen, torch.no_grad():
+        classifier(pixels)
+    return torch.cat([layer.rows(x) for inputs in seen.inputs.values() for x in inputs], dim=1)
+
+
+def direct_gram(classifier, pixels, labels, layer):
+    """(1/K) sum_k R_k R_k^T / tr(R_k R_k^T), every row of a class in memory at once."""
+    total = 0
+    for k in labels.unique():
+        rows = stacked_rows(classifier, pixels[labels == k], layer)
+        gram = rows.mT @ rows
+        total = total + gram / torch.einsum("gii->", gram)
+    return total / len(labels.unique())
+
+
+def random_gram(d=12, rank=12, groups=1):
+    rows = torch.randn(groups, rank, d, dtype=torch.float64) * torch.logspace(0, -2, d, dtype=torch.float64)
+    gram = rows.mT @ rows
+    return gram / torch.einsum("gii->", gram)
+
+
+def projector(basis):
+    return basis @ basis.T
+
+
+def largest_angle(a, b):
+    """Sine of the largest principal angle between two spans of equal rank; 1 if the ranks differ."""
+    if a.shape[1] != b.shape[1]:
+        return 1.0
+    return float(torch.linalg.matrix_norm(projector(a) - projector(b), 2))
+
+
+class TestCollectGrams:
+    def test_equals_the_stacked_computation(self, setting):
+        classifier, pixels, layers = setting
+        grams = collect_grams(classifier, pixels, LABELS, layers, batch_size=4)
+        assert list(grams) == list(layers)
+        for name, layer in layers.items():
+            expected = direct_gram(classifier, pixels, LABELS, layer)
+            assert grams[name].shape == (layer.groups, layer.d_in, layer.d_in)
+            assert grams[name].dtype == torch.float64
+            torch.testing.assert_close(grams[name], expected, rtol=1e-9, atol=1e-11, msg=lambda m, name=name: name + m)
+
+    def test_trace_is_one_and_the_matrix_symmetric_and_positive(self, setting):
+        classifier, pixels, layers = setting
+        for name, gram in collect_grams(classifier, pixels, LABELS, layers).items():
+            assert float(torch.einsum("gii->", gram)) == pytest.approx(1, abs=1e-12), name
+            assert torch.equal(gram, gram.mT), name
+            assert torch.linalg.eigvalsh(gram).min() > -1e-14, name
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 5])
+    def test_batch_size_does_not_matter(self, vit, batch_size):
+        classifier, pixels, layers = prepare(vit)
+        whole = collect_grams(classifier, pixels, LABELS, layers)
+        parts = collect_grams(classifier, pixels, LABELS, layers, batch_size=batch_size)
+        assert max(float((whole[name] - parts[name]).abs().max()) for name in layers) < 1e-9
+
+    def test_order_of_images_does_not_matter(self, setting):
+        classifier, pixels, layers = setting
+        order = torch.randperm(len(LABELS))
+        grams = collect_grams(classifier, pixels, LABELS, layers, batch_size=4)
+        shuffled = collect_grams(classifier, pixels[order], LABELS[order], layers, batch_size=4)
+        assert max(float((grams[name] - shuffled[name]).abs().max()) for name in layers) < 1e-9
+
+    def test_names_of_the_classes_do_not_matter(self, vit):
+        classifier, pixels, layers = prepare(vit)
+        renamed = torch.tensor([900, 2, 900, 70, 2, 900])
+        a, b = (collect_grams(classifier, pixels, labels, layers) for labels in (LABELS, renamed))
+        assert all(torch.allclose(a[name], b[name], rtol=0, atol=1e-12) for name in layers)
+
+    def test_each_class_weighs_the_same(self, vit):
+        """Repeating the images of one class changes nothing."""
+        classifier, pixels, layers = prepare(vit)
+        more, labels = torch.cat([pixels, pixels[LABELS == 3]]), torch.cat([LABELS, LABELS[LABELS == 3]])
+        a = collect_grams(classifier, pixels, LABELS, layers)
+        b = collect_grams(classifier, more, labels, layers)
+        assert all(torch.allclose(a[name], b[name], rtol=0, atol=1e-12) for name in layers)
+
+    def test_uint8_pixels_are_taken(self, vit):
+        classifier, pixels, layers = prepare(vit)
+        pixels = (pixels * 255).to(torch.uint8)
+        a, b = (collect_grams(classifier, x, LABELS, layers) for x in (pixels, pixels.float() / 255))
+        assert all(torch.equal(a[name], b[name]) for name in layers)
+
+    def test_no_hook_and_no_graph_stays(self, vit):
+        classifier, pixels, layers = prepare(vit)
+        grams = collect_grams(classifier, pixels, LABELS, layers)
+        assert not any(gram.requires_grad for gram in grams.values())
+        assert not any(module._forward_pre_hooks for module in classifier.modules())
+
+
+class TestSharedInputs:
+    def test_query_key_and_value_share_one_matrix_and_nothing_else_does(self, vit):
+        classifier, pixels, layers = prepare(vit)
+        grams = collect_grams(classifier, pixels, LABELS, layers, batch_size=4)
+        owners = {}
+        for name, gram in grams.items():
+            owners.setdefault(id(gram), []).append(name)
+        shared = [names for names in owners.values() if len(names) > 1]
+        assert len(shared) == 2, "one group a block"
+        for block, names in enumerate(shared):
+            attention = classifier.model.vit.layers[block].attention
+            assert {id(layers[name].module) for name in names} == {
+                id(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)
+            }
+
+    def test_sharing_changes_no_matrix(self, setting):
+        """A follower's matrix is what it would be on its own."""
+        classifier, pixels, layers = setting
+        grams = collect_grams(classifier, pixels, LABELS, layers)
+        owners = {}
+        for name, gram in grams.items():
+            if owners.setdefault(id(gram), name) != name:
+                alone = collect_grams(classifier, pixels, LABELS, {name: layers[name]})[name]
+                torch.testing.assert_close(grams[name], alone, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("batch_size", [64, 2])
+    def test_a_module_that_runs_twice_keeps_all_its_inputs(self, batch_size):
+        """Its second input may be another layer's, or its first."""
+
+        class Twice(FlatClassifier):
+            def forward(self, pixel_values):
+                x = self.layers[0](pixel_values)
+                self.layers[1](x), self.layers[2](x.clone()), self.layers[3](x)
+                return super().forward(pixel_values)
+
+        model = Twice(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+        classifier, pixels, layers = prepare(ModelCase("twice", lambda: model, 2, 1))
+        grams = collect_grams(classifier, pixels, LABELS, layers, batch_size=batch_size)
+        for name in layers:
+            torch.testing.assert_close(grams[name], direct_gram(classifier, pixels, LABELS, layers[name]))
+
+    def test_an_input_that_is_zero_for_a_class_is_no_division_by_zero(self):
+        model = FlatClassifier(nn.Linear(4, 4), nn.Threshold(1e9, 0.0), nn.Linear(4, 3))
+        classifier, pixels, layers = prepare(ModelCase("dead", lambda: model, 2, 1))
+        grams = collect_grams(classifier, pixels, LABELS, layers)
+        assert torch.equal(grams["layers.3"], torch.zeros(1, 4, 4, dtype=torch.float64))
+        spectrum = Spectrum(grams)
+        assert spectrum.basis("layers.3", 0.99).vectors[0].isfinite().all()
+        torch.testing.assert_close(spectrum.damping("layers.3", 0.99)[0], torch.eye(4, dtype=torch.float64))
+
+    def test_a_tensor_changed_in_place_is_another_input(self):
+        class InPlace(FlatClassifier):
+            def forward(self, pixel_values):
+                x = self.layers[0](pixel_values).clone()
+                first = self.layers[1](x)
+                x.mul_(2).add_(1)
+                return super().forward((first + self.layers[2](x)).view_as(pixel_values))
+
+        model = InPlace(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+        classifier, pixels, layers = prepare(ModelCase("in_place", lambda: model, 2, 1))
+        grams = collect_grams(classifier, pixels, LABELS, layers)
+        assert grams["layers.1"] is not grams["layers.2"]
+        torch.testing.assert_close(grams["layers.2"], direct_gram(classifier, pixels, LABELS, layers["layers.2"]))
+
+    def test_a_tied_weight_sees_the_inputs_of_all_its_modules(self):
+        model = FlatClassifier(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+        randomised(model)
+        model.layers[3].weight = model.layers[1].weight
+        classifier, pixels, layers = prepare(ModelCase("tied", lambda: model, 2, 1))
+        assert len(layers["layers.1"].sharers) == 1
+        grams = collect_grams(classifier, pixels, LABELS, layers, batch_size=4)
+        expected = direct_gram(classifier, pixels, LABELS, layers["layers.1"])
+        torch.testing.assert_close(grams["layers.1"], expected)
+        literal = literal_bases(classifier, pixels, LABELS, layers, 1.0)["layers.1"].vectors[0]
+        assert largest_angle(literal, Spectrum(grams).basis("layers.1", 1.0).vectors[0]) < 1e-6
+
+
+class TestEigh:
+    def test_identities(self):
+        gram = random_gram()[0]
+        values, vectors = eigh(gram)
+        assert (values.diff() <= 0).all()
+        torch.testing.assert_close(vectors.T @ vectors, torch.eye(12, dtype=torch.float64))
+        torch.testing.assert_close(vectors @ values.diag() @ vectors.T, gram)
+
+    def test_known_matrix(self):
+        values, vectors = eigh(torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64))
+        torch.testing.assert_close(values, torch.tensor([3.0, 1.0], dtype=torch.float64))
+        torch.testing.assert_close(vectors.abs(), torch.full((2, 2), 0.5**0.5, dtype=torch.float64))
+
+    def test_rounding_below_zero_is_clamped(self):
+        row = torch.randn(1, 30, dtype=torch.float64)
+        values, _ = eigh(row.T @ row)
+        assert (values >= 0).all()
+
+    def test_a_failure_to_converge_is_met_by_a_jitter(self, monkeypatch):
+        gram, calls, real = random_gram(rank=3)[0], [], torch.linalg.eigh
+
+        def stubborn(matrix):
+            calls.append(matrix)
+            if len(calls) == 1:
+                raise torch.linalg.LinAlgError("failed to converge")
+            return real(matrix)
+
+        monkeypatch.setattr(subspaces.torch.linalg, "eigh", stubborn)
+        values, vectors = eigh(gram)
+        assert len(calls) == 2 and not torch.equal(calls[0], calls[1])
+        torch.testing.assert_close(vectors @ values.diag() @ vectors.T, gram, rtol=0, atol=2e-12)
+
+
+class TestRank:
+    values = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+
+    @pytest.mark.parametrize(
+        ("threshold", "rank"), [(0, 1), (0.3, 1), (0.4, 1), (0.41, 2), (0.7, 2), (0.71, 3), (0.9, 3), (0.91, 4), (1, 4)]
+    )
+    def test_smallest_rank_that_reaches_the_threshold(self, threshold, rank):
+        assert rank_at(self.values, threshold) == rank
+
+    def test_it_reaches_the_threshold_and_one_less_does_not(self):
+        values = torch.rand(40, dtype=torch.float64).sort(descending=True).values ** 4
+        for threshold in torch.linspace(0.01, 0.999, 50).tolist():
+            r = rank_at(values, threshold)
+            assert values[:r].sum() / values.sum() >= threshold - 1e-9
+            assert r == 1 or values[: r - 1].sum() / values.sum() < threshold
+
+    def test_rounding_does_not_add_directions(self):
+        values = torch.cat([torch.full((3,), 1 / 3, dtype=torch.float64), torch.full((5,), 1e-18, dtype=torch.float64)])
+        assert rank_at(values, 1.0) == 3
+
+
+class TestSpectrum:
+    @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.999, 1.0])
+    @pytest.mark.parametrize("groups", [1, 3])
+    def test_basis_is_orthonormal_and_a_projection(self, threshold, groups):
+        gram = random_gram(groups=groups)
+        basis = Spectrum({"it": gram}).basis("it", threshold)
+        assert len(basis.vectors) == len(basis.energy) == groups
+        for u, energy, g in zip(basis.vectors, basis.energy, gram, strict=True):
+            eye = torch.eye(12, dtype=torch.float64)
+            torch.testing.assert_close(u.T @ u, eye[: u.shape[1], : u.shape[1]])
+            p = eye - u @ u.T
+            torch.testing.assert_close(p @ p, p)
+            assert (p @ u).abs().max() < 1e-12
+            assert energy >= threshold - 1e-9
+            assert energy == pytest.approx(float((u.T @ g @ u).trace() / g.trace()))
+
+    def test_basis_spans_the_leading_directions(self):
+        """No other subspace of that rank holds more energy."""
+        gram = random_gram()[0]
+        basis = Spectrum({"it": gram[None]}).basis("it", 0.9).vectors[0]
+        for _ in range(20):
+            other = torch.linalg.qr(torch.randn_like(basis)).Q
+            assert (other.T @ gram @ other).trace() < (basis.T @ gram @ basis).trace()
+
+    def test_update_confined_to_the_complement_leaves_the_outputs(self):
+        """What the basis is for: with every direction of the rows protected, an update P changes no output."""
+        rows = torch.randn(5, 12, dtype=torch.float64)
+        u = Spectrum({"it": (rows.T @ rows)[None]}).basis("it", 1.0).vectors[0]
+        assert u.shape == (12, 5)
+        update = torch.randn(3, 12, dtype=torch.float64)
+        assert ((update - update @ u @ u.T) @ rows.T).abs().max() < 1e-12
+
+    def test_rank_is_the_mean_over_groups(self):
+        gram = torch.stack([torch.diag(torch.tensor(v, dtype=torch.float64)) for v in ([1, 0, 0], [1, 1, 1.0])])
+        assert Spectrum({"it": gram}).basis("it", 0.99).rank == 2
+
+    def test_one_decomposition_for_a_shared_matrix(self, monkeypatch):
+        gram, calls, real = random_gram(groups=2), [], subspaces.eigh
+        monkeypatch.setattr(subspaces, "eigh", lambda g: calls.append(g) or real(g))
+        spectrum = Spectrum({"q": gram, "k": gram, "other": gram.clone()})
+        assert len(calls) == 4, "two matrices of two groups"
+        assert spectrum.pairs["q"] is spectrum.pairs["k"]
+        assert spectrum.pairs["q"] is not spectrum.pairs["other"]
+
+    @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.999])
+    def test_damping(self, threshold):
+        """(I + G / mu)^-1: symmetric, eigenvalues in (0, 1], exactly 1/2 where the proxies' energy is mu."""
+        gram = random_gram(groups=2)
+        spectrum = Spectrum({"it": gram})
+        damping = spectrum.damping("it", threshold)
+        assert damping.shape == gram.shape and damping.dtype == torch.float64
+        for group in range(2):
+            values, vectors = spectrum.pairs["it"][group]
+            r = rank_at(values, threshold) - 1
+            d, eye = damping[group], torch.eye(12, dtype=torch.float64)
+            torch.testing.assert_close(d, torch.linalg.inv(eye + gram[group] / values[r]))
+            torch.testing.assert_close(d, d.T)
+            assert 0 < torch.linalg.eigvalsh(d).min() and torch.linalg.eigvalsh(d).max() <= 1 + 1e-12
+            torch.testing.assert_close(d @ vectors[:, r], vectors[:, r] / 2)
+
+    def test_damping_takes_used_directions_more_than_unused_ones(self):
+        gram = torch.diag(torch.tensor([0.9, 0.09, 0.01, 0.0], dtype=torch.float64))
+        kept = Spectrum({"it": gram[None]}).damping("it", 0.99)[0].diagonal()
+        torch.testing.assert_close(kept, torch.tensor([1 / 11, 0.5, 0.9, 1.0], dtype=torch.float64))
+
+    def test_dampings_of_shared_matrices_share_a_tensor(self):
+        gram = random_gram()
+        spectrum = Spectrum({"q": gram, "k": gram, "other": random_gram()})
+        dampings = spectrum.dampings(0.9)
+        assert dampings["q"] is dampings["k"] and dampings["q"] is not dampings["other"]
+        for name in ("q", "other"):
+            assert torch.equal(dampings[name], spectrum.damping(name, 0.9))
+
+
+class TestFreeEnergy:
+    @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.999])
+    def test_of_the_protected_data_is_what_the_threshold_leaves(self, threshold):
+        gram = random_gram(groups=2)
+        basis = Spectrum({"it": gram}).basis("it", threshold)
+        complement = torch.stack([torch.eye(12, dtype=torch.float64) - projector(u) for u in basis.vectors])
+        free = free_energy(gram, complement)
+        shares = torch.einsum("gii->g", gram) * torch.tensor([1 - e for e in basis.energy], dtype=torch.float64)
+        assert free == pytest.approx(float(shares.sum()))
+        assert free <= 1 - threshold + 1e-9
+
+    def test_of_the_protected_data_is_small_in_the_soft_form(self):
+        gram = random_gram()
+        spectrum = Spectrum({"it": gram})
+        free = [free_energy(gram, spectrum.damping("it", threshold)) for threshold in (0.5, 0.9, 0.999)]
+        assert free[0] > free[1] > free[2] and free[2] < 0.02
+        values, _ = spectrum.pairs["it"][0]
+        mu = values[rank_at(values, 0.999) - 1]
+        assert free[2] == pytest.approx(float((values / (1 + values / mu)).sum()))
+
+    def test_extremes(self):
+        gram, eye = random_gram(groups=2) * 7, torch.eye(12, dtype=torch.float64).expand(2, 12, 12)
+        assert free_energy(gram, eye) == pytest.approx(1)
+        assert free_energy(gram, 0 * eye) == 0
+
+    def test_of_other_data_is_larger(self):
+        gram, other = random_gram(), random_gram().flip(1, 2)
+        damping = Spectrum({"it": gram}).damping("it", 0.99)
+        assert free_energy(other, damping) > 5 * free_energy(gram, damping)
+
+
+class TestMergeBases:
+    """Eq. 3-4 as written."""
+
+    def rows(self, d=20, n=(4, 3, 5)):
+        """Three classes with one shared direction."""
+        common = torch.randn(1, d, dtype=torch.float64)
+        return {k: torch.cat([torch.randn(m, d, dtype=torch.float64), common]) for k, m in enumerate(n)}
+
+    def test_spans_the_union(self):
+        rows = self.rows()
+        merged = merge_bases(rows, 1.0)
+        stacked = torch.cat(list(rows.values()))
+        assert merged.shape == (20, 4 + 3 + 5 + 1), "the shared direction counts once"
+        assert merged.shape[1] == torch.linalg.matrix_rank(stacked)
+        torch.testing.assert_close(merged.T @ merged, torch.eye(13, dtype=torch.float64))
+        assert (stacked - stacked @ projector(merged)).abs().max() < 1e-10
+
+    @pytest.mark.parametrize("threshold", [0.8, 0.99, 1.0])
+    def test_order_of_classes_does_not_matter(self, threshold):
+        rows = self.rows()
+        merged = merge_bases(rows, threshold)
+        assert largest_angle(merged, merge_bases({k: rows[k] for k in (2, 0, 1)}, threshold)) < 1e-6
+
+    def test_holds_every_class_own_subspace(self):
+        rows = self.rows()
+        merged = merge_bases(rows, 0.8)
+        assert merged.shape[1] < 13
+        for r in rows.values():
+            own = merge_bases({0: r}, 0.8)
+            assert (own - projector(merged) @ own).abs().max() < 1e-10
+            assert (r @ merged).square().sum() >= 0.8 * r.square().sum()
+
+    def test_one_class_is_the_singular_value_cut(self):
+        rows = torch.randn(50, 8, dtype=torch.float64) * torch.logspace(0, -2, 8, dtype=torch.float64)
+        gram = (rows.T @ rows)[None]
+        assert largest_angle(merge_bases({5: rows}, 0.95), Spectrum({"it": gram}).basis("it", 0.95).vectors[0]) < 1e-6
+
+    def test_agrees_with_the_gram_matrices_on_the_whole_span(self):
+        rows = self.rows(n=(4, 4, 4))
+        gram = sum(r.T @ r / r.square().sum() for r in rows.values())[None]
+        assert largest_angle(merge_bases(rows, 1.0), Spectrum({"it": gram}).basis("it", 1.0).vectors[0]) < 1e-6
+
+    def test_never_more_directions_than_the_width(self):
+        assert merge_bases({k: torch.randn(9, 6, dtype=torch.float64) for k in range(4)}, 1.0).shape == (6, 6)
+
+
+class TestLiteralBases:
+    def test_one_class_agrees_with_the_gram_matrices(self, setting):
+        classifier, pixels, layers = setting
+        labels = torch.zeros(len(pixels), dtype=torch.long)
+        spectrum = Spectrum(collect_grams(classifier, pixels, labels, layers))
+        for name, literal in literal_bases(classifier, pixels, labels, layers, 0.95, batch_size=4).items():
+            for a, b in zip(literal.vectors, spectrum.basis(name, 0.95).vectors, strict=True):
+                assert largest_angle(a, b) < 1e-5, name
+
+    def test_several_classes_hold_nearly_all_that_the_gram_matrices_hold(self, vit):
+        classifier, pixels, layers = prepare(vit)
+        grams = collect_grams(classifier, pixels, LABELS, layers)
+        spectrum, threshold = Spectrum(grams), 0.9999
+        for name, literal in literal_bases(classifier, pixels, LABELS, layers, threshold).items():
+            (u,), gram = literal.vectors, grams[name][0]
+            assert (u.T @ gram @ u).trace() >= threshold * gram.trace() - 1e-9, name
+            leading = spectrum.basis(name, 0.9).vectors[0]
+            assert (leading - projector(u) @ leading).abs().max() < 0.05, name
+
+    def test_shared_inputs_share_a_basis(self, vit):
+        classifier, pixels, layers = prepare(vit)
+        bases = literal_bases(classifier, pixels, LABELS, layers, 0.9)
+        assert list(bases) == list(layers)
+        assert len({id(basis) for basis in bases.values()}) == len(layers) - 4
+
+    def test_batch_size_does_not_matter(self, vit):
+        classifier, pixels, layers = prepare(vit)
+        whole, parts = (literal_bases(classifier, pixels, LABELS, layers, 0.9, batch_size=n) for n in (64, 2))
+        assert all(largest_angle(whole[n].vectors[0], parts[n].vectors[0]) < 1e-6 for n in layers)

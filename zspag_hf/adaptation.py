@@ -1,0 +1,302 @@
+"""Held-out proxies -> step size, damping, scope and stopping, chosen within one run.
+
+Proxies made from a part of the forget images that training never sees stand in for a validation set: they show
+over-unlearning, the held-out forget images show forgetting. No retained data, and no test data, is used anywhere here.
+
+Two measurements carry the rules (three settings: digits and CIFAR-10 on small ViTs, a 1,001-class MobileNet; a face
+ResNet besides). The mean KL divergence over retained classes on held-out proxies that barely crossed stays under 0.01
+nats exactly where test accuracy on retained classes is kept; at 0.05 it is lost on three of the four. And what the deep
+layers cannot forget within that budget, the forgotten classes' own rows of the head can: they leave the retained
+classes' logits untouched, so this finish costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from transformers import TrainerCallback
+
+from .classifier import PixelClassifier, to_unit
+from .constraint import SoftConstraint
+from .layers import Layer
+from .pseudo_labels import retained_mask
+from .subspaces import Spectrum
+
+ROUND_STEPS = 10  # optimizer steps between two looks at the held-out data
+MAX_REJECTED = 6  # rounds rolled back before the deep layers are left alone
+PATIENCE = 10  # rounds without 2 % less divergence from the target
+PROBE_IMAGES = 256  # forget images that the first step is chosen on
+THRESHOLDS = (0.9, 0.99, 0.999, 0.9999)
+FORGOTTEN = 0.01  # mean probability of the forgotten classes at which a held-out forget set counts as forgotten
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One look at the held-out data.
+
+    Attributes:
+        proxy_kl: mean KL(original || now) on held-out proxies over the retained classes, in nats.
+        target_js: mean Jensen-Shannon divergence between the outputs on held-out forget images and their targets, nats.
+        forget_probability: mean probability of the forgotten classes on held-out forget images, in [0, 1].
+        forget_rate: share of held-out forget images still given a forgotten label, in [0, 1].
+    """
+
+    proxy_kl: float
+    target_js: float
+    forget_probability: float
+    forget_rate: float
+
+
+class HeldOut:
+    """The validation set: proxies with the original's masked outputs, forget images with their targets.
+
+    Args:
+        proxies: ``(P, channels, H, W)`` proxies made from held-out forget images.
+        forget: ``(N, channels, H, W)`` held-out forget images.
+        targets: ``(N, C)`` their target distributions.
+    """
+
+    def __init__(
+        self, classifier: PixelClassifier, proxies: Tensor, forget: Tensor, targets: Tensor, forget_ids: list[int]
+    ):
+        self.classifier, self.proxies, self.forget, self.targets = classifier, proxies, forget, targets
+        self.forget_ids = forget_ids
+        self.gone = ~retained_mask(classifier.num_labels, forget_ids)
+        self.reference = self.retained_log_probs()
+
+    def retained_log_probs(self) -> Tensor:
+        """``(P, C_retained)`` log-probabilities over the retained classes on the held-out proxies."""
+        return self.classifier.predict(self.proxies)[:, ~self.gone].double().log_softmax(1)
+
+    def proxy_kl(self) -> float:
+        return float(F.kl_div(self.retained_log_probs(), self.reference, log_target=True, reduction="batchmean"))
+
+    def read(self) -> Reading:
+        logits = self.classifier.predict(self.forget)
+        p = logits.double().softmax(1)
+        js = jensen_shannon(p, self.targets.double())
+        probability = p[:, self.gone].sum(1)
+        rate = self.gone[logits.argmax(1)].double().mean()
+        return Reading(self.proxy_kl(), float(js.mean()), float(probability.mean()), float(rate))
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of each row, in nats: 0 for equal rows, ln 2 for disjoint ones."""
+    middle = ((p + q) / 2).clamp_min(1e-300).log()
+    return 0.5 * sum(torch.xlogy(x, x).sum(1) - (x * middle).sum(1) for x in (p, q))
+
+
+def forget_gradient(
+    classifier: PixelClassifier, pixels: Tensor, targets: Tensor, layers: dict[str, Layer], batch_size: int = 64
+) -> dict[str, Tensor]:
+    """Gradient of the mean soft cross-entropy on forget images, by layer, in matrix form ``(groups, out, d_in)``."""
+    weights = [layer.weight for layer in layers.values()]
+    total = [torch.zeros_like(w) for w in weights]
+    for x, t in zip(pixels.split(batch_size), targets.split(batch_size), strict=True):
+        with torch.enable_grad():
+            logits = classifier(to_unit(x, classifier.device))
+            loss = F.cross_entropy(logits, t.to(logits.device), reduction="sum") / len(pixels)
+            grads = torch.autograd.grad(loss, weights)
+        for sum_, grad in zip(total, grads, strict=True):
+            sum_ += grad
+    return {name: layer.matrix(g) for (name, layer), g in zip(layers.items(), total, strict=True)}
+
+
+def choose_damping(
+    held_out: HeldOut,
+    spectrum: Spectrum,
+    layers: dict[str, Layer],
+    pixels: Tensor,
+    targets: Tensor,
+    budget: float,
+    thresholds=THRESHOLDS,
+) -> tuple[float, float, list[dict]]:
+    """Energy threshold and learning rate for the first steps, from one full-batch direction per threshold.
+
+    Along -g (I + G/mu)^-1 a step is sought that moves the held-out proxies by a fiftieth of the budget; their divergence
+    grows with the square of the step, so a few evaluations find it. The threshold that has then lowered the forget loss
+    most per root of that divergence is taken, and a round's share of that step.
+
+    Returns:
+        threshold, learning rate, and the probe: one record a threshold.
+    """
+    classifier, allowed = held_out.classifier, budget / 50
+    pixels, targets = pixels[:PROBE_IMAGES], targets[:PROBE_IMAGES]
+    gradient = forget_gradient(classifier, pixels, targets, layers)
+    start = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    loss0, records = soft_loss(classifier, pixels, targets), []
+    for threshold in thresholds:
+        dampings = spectrum.dampings(threshold)
+        direction = {name: g @ dampings[name].to(g) for name, g in gradient.items()}
+        slope = float(sum((direction[name] * g).sum() for name, g in gradient.items()))
+        step = (loss0 + float(torch.xlogy(targets, targets).sum(1).mean())) / max(slope, 1e-12)  # Polyak's step
+        for _ in range(8):
+            move(layers, start, direction, -step)
+            kl = held_out.proxy_kl()
+            if 0.5 * allowed <= kl <= allowed:
+                break
+            step *= min(max((0.75 * allowed / max(kl, 1e-12)) ** 0.5, 1e-2), 1e2) if math.isfinite(kl) else 1e-2
+        drop = loss0 - soft_loss(classifier, pixels, targets)
+        records.append(
+            {"energy_threshold": threshold, "step": step, "proxy_kl": kl, "forget_loss_drop": drop}
+            | {"gain": drop / max(kl, 1e-12) ** 0.5 if math.isfinite(kl) and math.isfinite(drop) else -math.inf}
+        )
+    move(layers, start, None, 0.0)
+    chosen = max(records, key=lambda r: r["gain"])
+    return chosen["energy_threshold"], chosen["step"] / ROUND_STEPS, records
+
+
+@torch.no_grad()
+def move(layers: dict[str, Layer], start: dict[str, Tensor], direction: dict[str, Tensor] | None, step: float) -> None:
+    """Weights = start + step x direction; direction None restores the start exactly."""
+    for name, layer in layers.items():
+        layer.weight.copy_(start[name])
+        if direction is not None:
+            layer.matrix(layer.weight).add_(direction[name], alpha=step)
+
+
+def soft_loss(classifier: PixelClassifier, pixels: Tensor, targets: Tensor) -> float:
+    return float(F.cross_entropy(classifier.predict(pixels), targets))
+
+
+class AdaptiveControl(TrainerCallback):
+    """Steers one run: rounds of steps, each kept or rolled back by what the held-out data say.
+
+    Phase "whole": every constrained layer. A round is rolled back, and the step divided by 4, when it spends more than a
+    fifth of the proxy budget, exceeds the budget, or is not finite; it is doubled after a round that spends under a
+    fiftieth. A step size that was rolled back is not tried again. Ends once the held-out forget images are forgotten and the
+    divergence from their targets has stopped falling, after ``MAX_REJECTED`` rollbacks, or ``PATIENCE`` rounds without progress.
+    Phase "head": only the head's rows of the forgotten classes, until no held-out forget image keeps its label.
+
+    Attributes:
+        curve: one record a round: what was read, at which step size, and whether it was kept.
+    """
+
+    def __init__(
+        self,
+        held_out: HeldOut,
+        constraint: SoftConstraint,
+        layers: dict[str, Layer],
+        head: str,
+        budget: float,
+        scope: str,
+        learning_rate: float,
+        forget: tuple[Tensor, Tensor],
+        log,
+    ):
+        self.held_out, self.constraint, self.layers, self.head = held_out, constraint, layers, head
+        self.budget, self.scope, self.learning_rate = budget, scope, learning_rate
+        self.forget, self.log = forget, log
+        self.curve: list[dict] = []
+        self.rejected = self.stalled = self.since = 0
+        self.settled, self.ceiling = False, math.inf
+        self.phase = "whole"
+
+    def on_train_begin(self, args, state, control, **_):
+        self.kept = self.read()
+        self.best = self.kept.target_js
+        self.record(state, self.kept, True)
+        self.snapshot()
+        if self.scope == "head":
+            self.enter_head()
+
+    def on_step_end(self, args, state, control, **_):
+        self.since += 1
+        if self.since < ROUND_STEPS and state.global_step < args.max_steps:
+            return
+        self.since = 0
+        reading = self.read()
+        keep = self.keeps_whole(reading) if self.phase == "whole" else self.keeps_head(reading)
+        self.record(state, reading, keep)
+        if keep:
+            self.accept(reading)
+        else:
+            self.rejected += 1
+            self.restore()
+            self.ceiling = self.constraint.step_scale / 2
+            self.constraint.step_scale /= 4
+        if self.phase == "whole" and self.whole_is_done():
+            if self.scope == "all" or self.is_forgotten():
+                control.should_training_stop = True
+            else:
+                self.enter_head()
+        elif self.phase == "head" and (self.is_forgotten() or self.rejected >= MAX_REJECTED):
+            control.should_training_stop = True
+
+    def keeps_whole(self, now: Reading) -> bool:
+        spent = now.proxy_kl - self.kept.proxy_kl
+        return math.isfinite(now.target_js) and now.proxy_kl <= self.budget and spent <= self.budget / 5
+
+    def keeps_head(self, now: Reading) -> bool:
+        return math.isfinite(now.target_js) and now.forget_probability <= self.kept.forget_probability
+
+    def accept(self, now: Reading) -> None:
+        spent = now.proxy_kl - self.kept.proxy_kl
+        if self.phase == "head" or spent < self.budget / 50:
+            self.constraint.step_scale = min(2 * self.constraint.step_scale, self.ceiling)
+        self.settled = self.is_forgotten() and now.target_js > 0.9 * self.kept.target_js
+        self.stalled = 0 if now.target_js < 0.98 * self.best else self.stalled + 1
+        self.best = min(self.best, now.target_js)
+        self.kept = now
+        self.snapshot()
+
+    def whole_is_done(self) -> bool:
+        return self.settled or self.rejected >= MAX_REJECTED or self.stalled >= PATIENCE
+
+    def is_forgotten(self) -> bool:
+        return self.kept.forget_rate == 0 and self.kept.forget_probability < FORGOTTEN
+
+    def enter_head(self) -> None:
+        """Only the forgotten classes' rows of the head move on: the retained logits stay as they are."""
+        self.phase, self.rejected, self.stalled, self.since = "head", 0, 0, 0
+        self.ceiling = math.inf
+        self.constraint.restrict(self.head, self.held_out.forget_ids)
+        self.constraint.step_scale = self.polyak_rate() / self.learning_rate
+
+    def polyak_rate(self) -> float:
+        """(loss - entropy of the targets) / slope along the damped rows: a step to the target, were the loss linear."""
+        layer, ids = {self.head: self.layers[self.head]}, self.held_out.forget_ids
+        pixels, targets = self.forget
+        gradient = forget_gradient(self.held_out.classifier, pixels, targets, layer)[self.head][:, ids]
+        slope = float((gradient * (gradient @ self.constraint.dampings[self.head])).sum())
+        excess = soft_loss(self.held_out.classifier, pixels, targets) + float(torch.xlogy(targets, targets).sum(1).mean())
+        return max(excess, 0.0) / max(slope, 1e-12)
+
+    def read(self) -> Reading:
+        """Every process decides by what the first one read."""
+        payload = [self.held_out.read()]
+        broadcast_object_list(payload)
+        return payload[0]
+
+    def record(self, state, reading: Reading, kept: bool) -> None:
+        rate = self.learning_rate * self.constraint.step_scale
+        entry = {"step": state.global_step, "phase": self.phase, "learning_rate": rate, "kept": kept, **asdict(reading)}
+        self.curve.append(entry)
+        if state.global_step:
+            self.log({k: v for k, v in entry.items() if k not in ("step", "phase", "kept")})
+
+    def snapshot(self) -> None:
+        self.weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for name, weight in self.weights.items():
+            self.layers[name].weight.copy_(weight)
+
+    def summary(self) -> dict:
+        """The choices of the run, for the report and the terminal."""
+        whole = [r for r in self.curve if r["phase"] == "whole" and r["kept"]]
+        first, last, end = self.curve[0], whole[-1] if whole else self.curve[0], self.kept
+        return {
+            "learning_rate": self.learning_rate,
+            "whole_network_steps": last["step"],
+            "forget_probability": [first["forget_probability"], last["forget_probability"], end.forget_probability],
+            "proxy_kl": end.proxy_kl,
+            "steps": self.curve[-1]["step"],
+            "phase_at_end": self.phase,
+        }

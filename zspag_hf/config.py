@@ -1,0 +1,205 @@
+"""Every option of an unlearning run, on top of transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .attacks import ATTACKS
+from .errors import UnlearningError
+from .influence import SOLVERS
+from .proxies import POLICIES
+from .pseudo_labels import PRIORS, SIGNS, TILTS
+
+VARIANTS = ("adaptive", "paper")
+CONSTRAINTS = ("soft", "hard", "none")
+SCOPES = ("auto", "all", "head")
+MERGES = ("gram", "literal")
+
+# The paper's literal form: what it states, and METHODS' choice where it is silent. Applied to options left unset.
+PAPER = {
+    "adaptive": False,
+    "constraint": "hard",
+    "energy_threshold": 0.99,
+    "subspace_merge": "literal",
+    "proxy_policy": "second",
+    "pseudo_label": "paper",
+    "influence_solver": "cg",
+    "learning_rate": 0.01,
+    "num_train_epochs": 10,
+}
+ADAPTIVE = {
+    "adaptive": True,
+    "constraint": "soft",
+    "subspace_merge": "gram",
+    "proxy_policy": "quota",
+    "pseudo_label": "prior",
+    "influence_solver": "kfac",
+    "num_train_epochs": 1,
+}
+
+
+@dataclass
+class UnlearningConfig(TrainingArguments):
+    """Options of :class:`zspag_hf.UnlearningTrainer`.
+
+    The defaults need no tuning: learning rate, damping, the share of the deep layers and the end of training are chosen
+    within the run from the forget set and its proxies alone. An option that is given is kept; ``variant="paper"`` sets
+    the literal ZS-PAG of arXiv 2507.21738 (hard projection, fixed rate, fixed epochs).
+
+    Raises:
+        UnlearningError: an option outside its range or choices.
+    """
+
+    output_dir: str = field(default="outputs/unlearned", metadata={"help": "Where the unlearned model is written."})
+    forget_classes: list[str] | None = field(
+        default=None, metadata={"help": "Classes to forget: label names as in the model's config, or their ids."}
+    )
+    method: str = field(default="zspag", metadata={"help": "zspag, or random_labels (the paper's FT-zs baseline)."})
+    variant: str = field(
+        default="adaptive", metadata={"help": "adaptive (the default), or paper: the literal form of arXiv 2507.21738."}
+    )
+    adaptive: bool | None = field(
+        default=None, metadata={"help": "Choose step size, damping, scope and stopping from held-out proxies."}
+    )
+    forget_views: int = field(
+        default=0, metadata={"help": "Random crops to take of each forget image; use some tens for a few images."}
+    )
+    holdout_share: float = field(
+        default=0.3, metadata={"help": "Share of the forget images kept to judge by, in (0, 1). Adaptive runs only."}
+    )
+    attack: str = field(default="pgd", metadata={"help": f"Attack that makes the proxies: {', '.join(ATTACKS)}."})
+    attack_eps: float | None = field(
+        default=None, metadata={"help": "Radius of the attack in [0, 1] pixel units; unset for the attack's own."}
+    )
+    attack_steps: int | None = field(default=None, metadata={"help": "Steps at most; unset for the attack's own."})
+    proxy_policy: str | None = field(
+        default=None, metadata={"help": "quota: proxies for every retained class; second: the literal eq. 2."}
+    )
+    proxies_per_class: int = field(default=100, metadata={"help": "Proxies per retained class; the paper's n_adv."})
+    max_proxies: int = field(default=1000, metadata={"help": "Bound on all training proxies together."})
+    constraint: str | None = field(
+        default=None,
+        metadata={"help": "soft: damp what proxies use; hard: leave their subspace alone exactly; none."},
+    )
+    energy_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Share of the proxies' energy that sets rank (hard) or damping (soft), in (0, 1]. Unset: chosen."},
+    )
+    subspace_merge: str | None = field(
+        default=None, metadata={"help": "gram: one Gram matrix a layer; literal: eq. 3-4 by stacked SVDs (hard form)."}
+    )
+    scope: str = field(
+        default="auto",
+        metadata={"help": "auto: whole network as far as proxies allow, then the head; all: whole network; head only."},
+    )
+    proxy_budget: float = field(
+        default=0.01,
+        metadata={"help": "How far outputs on held-out proxies may move: mean KL in nats, over retained classes."},
+    )
+    proxy_weight: float = field(
+        default=3.0, metadata={"help": "Weight of keeping the original outputs on training proxies; 0 switches it off."}
+    )
+    pseudo_label: str | None = field(
+        default=None, metadata={"help": "prior: prior x exp(influence / tau); paper: eq. 7-10 as written."}
+    )
+    prior: str = field(default="renormalised", metadata={"help": "renormalised original softmax, or uniform."})
+    tilt: str = field(default="influence", metadata={"help": "influence, or none for the prior alone."})
+    tilt_temperature: float = field(default=5.0, metadata={"help": "tau, in standard deviations of the influence."})
+    influence_sign: str = field(
+        default="eq10", metadata={"help": "eq10: labels of small influence gain, as printed; upweight: the opposite."}
+    )
+    influence_solver: str | None = field(
+        default=None, metadata={"help": f"Inverse-Hessian product: {', '.join(SOLVERS)}."}
+    )
+    influence_damping: float = field(default=0.01, metadata={"help": "Damping lambda of that product."})
+    image_column_name: str = field(default="image", metadata={"help": "Image column of the data sets."})
+    label_column_name: str = field(default="label", metadata={"help": "Label column of the data sets."})
+    label_offset: int | None = field(
+        default=None, metadata={"help": "Added to data set label ids, for a model with a background class in front."}
+    )
+
+    # TrainingArguments with other defaults
+    learning_rate: float | None = field(default=None, metadata={"help": "Unset: chosen within the run."})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Epochs of a fixed run; unset: 10."})
+    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps at most; adaptive runs stop by 1000."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Forget images a step and device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a batch in evaluation."})
+    optim: str = field(default="sgd", metadata={"help": "Optimizer; the constraint is exact for any."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
+    save_strategy: str = field(default="no", metadata={"help": "Checkpoints during training."})
+    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin batches in memory, for a GPU."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: images are read by name."})
+
+    def __post_init__(self):
+        check_choice("variant", self.variant, VARIANTS)
+        preset = dict(PAPER if self.variant == "paper" else ADAPTIVE)
+        if self.adaptive is False or self.constraint in ("hard", "none") or self.method != "zspag":
+            preset |= {"adaptive": False, "learning_rate": 0.01, "num_train_epochs": 10}
+        for name, value in preset.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.adaptive and self.max_steps < 0:
+            self.max_steps = 1000
+        if self.energy_threshold is None and not self.adaptive:
+            self.energy_threshold = 0.99 if self.constraint == "hard" else 0.999
+        self.check_options()
+        chosen_later, self.learning_rate = self.learning_rate is None, self.learning_rate or 0.0
+        super().__post_init__()
+        if chosen_later:
+            self.learning_rate = None
+
+    def check_options(self) -> None:
+        """Raise an UnlearningError for any option outside its choices or range."""
+        check_choice("method", self.method, ("zspag", "random_labels"))
+        check_choice("attack", self.attack, ATTACKS)
+        check_choice("proxy_policy", self.proxy_policy, POLICIES)
+        check_choice("constraint", self.constraint, CONSTRAINTS)
+        check_choice("subspace_merge", self.subspace_merge, MERGES)
+        check_choice("scope", self.scope, SCOPES)
+        check_choice("pseudo_label", self.pseudo_label, ("prior", "paper"))
+        check_choice("prior", self.prior, PRIORS)
+        check_choice("tilt", self.tilt, TILTS)
+        check_choice("influence_sign", self.influence_sign, SIGNS)
+        check_choice("influence_solver", self.influence_solver, SOLVERS)
+        check_range("holdout_share", self.holdout_share, 0, 1, open_ends=True)
+        check_range("energy_threshold", self.energy_threshold, 0, 1)
+        check_range("proxies_per_class", self.proxies_per_class, 1)
+        check_range("max_proxies", self.max_proxies, 1)
+        check_range("proxy_budget", self.proxy_budget, 0, open_ends=True)
+        check_range("proxy_weight", self.proxy_weight, 0)
+        check_range("tilt_temperature", self.tilt_temperature, 0, open_ends=True)
+        check_range("influence_damping", self.influence_damping, 0, open_ends=True)
+        check_range("forget_views", self.forget_views, 0)
+        if self.adaptive and self.constraint != "soft":
+            raise UnlearningError(
+                f"adaptive=True works on the soft constraint, not on {self.constraint!r}: leave adaptive unset."
+            )
+        if self.adaptive and self.learning_rate is None and str(self.optim) not in ("sgd", "OptimizerNames.SGD"):
+            raise UnlearningError(f"the step size is chosen for optim='sgd': give learning_rate with optim={self.optim!r}.")
+        if self.subspace_merge == "literal" and self.constraint == "soft":
+            raise UnlearningError(
+                "subspace_merge='literal' (eq. 3-4) yields bases, not the spectrum that constraint='soft' damps by: use"
+                " constraint='hard'."
+            )
+        if self.remove_unused_columns:
+            raise UnlearningError("remove_unused_columns=True would drop the images before they are read: leave it False.")
+
+
+def check_choice(name: str, value, choices) -> None:
+    if value not in choices:
+        raise UnlearningError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
+
+
+def check_range(name: str, value, low, high=None, open_ends: bool = False) -> None:
+    if value is None:
+        return
+    inside = (low < value if open_ends else low <= value) and (
+        high is None or (value < high if open_ends else value <= high)
+    )
+    if not inside:
+        span = f"above {low}" if high is None else f"between {low} and {high}"
+        raise UnlearningError(f"{name}={value!r} must be {span}{'' if open_ends or high is None else ', ends included'}.")

@@ -1,0 +1,309 @@
+"""Forget and eval data: labels reconciled with the model's by name, images checked and turned into pixels."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from datasets import ClassLabel, Dataset
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .classifier import to_pixels
+from .errors import UnlearningError
+
+UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """pixels ``(N, channels, H, W)`` uint8; labels ``(N,)`` in the model's ids, all of them forgotten classes; unseen,
+    with ``forget_views`` further random crops of the first images, that nothing is trained on, else None."""
+
+    pixels: Tensor
+    labels: Tensor
+    unseen: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def model_labels(config) -> list[str]:
+    """The model's label names in the order of their ids."""
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def resolve_classes(requested: Sequence[str | int], names: Sequence[str]) -> list[int]:
+    """Class names or ids -> sorted ids of the model.
+
+    A name matches the whole label or one of its comma-separated synonyms, without regard to case; digits are an id only
+    where no label has that name.
+
+    Raises:
+        UnlearningError: unknown or ambiguous label, none requested, or every class requested.
+    """
+    if not requested:
+        raise UnlearningError("no class to forget was given: pass forget_classes, for example forget_classes=['cat'].")
+    ids = set()
+    for label in requested:
+        key = str(label).strip().casefold()
+        found = [i for i, name in enumerate(names) if name.casefold() == key]
+        found = found or [i for i, name in enumerate(names) if key in [p.strip() for p in name.casefold().split(",")]]
+        if not found and key.isdigit() and int(key) < len(names):
+            found = [int(key)]
+        if len(found) != 1:
+            raise UnlearningError(unknown_label(str(label), names, found))
+        ids.add(found[0])
+    if len(ids) == len(names):
+        raise UnlearningError(f"all {len(names)} classes are to be forgotten: at least one must stay.")
+    return sorted(ids)
+
+
+def unknown_label(label: str, names: Sequence[str], found: list[int]) -> str:
+    if found:
+        return f"the label {label!r} is ambiguous: it matches {shown([names[i] for i in found])}. Give one in full, or its id."
+    lowered = {name.casefold(): name for name in names}
+    nearest = difflib.get_close_matches(label.casefold(), lowered, n=1, cutoff=0.0)
+    return (
+        f"the model has no label {label!r}. Did you mean {lowered[nearest[0]]!r}? Its {len(names)} labels, or an id from"
+        f" 0 to {len(names) - 1}: {shown(names)}."
+    )
+
+
+def shown(names: Sequence[str], most: int = 30) -> str:
+    """Names for an error message, cut after ``most``."""
+    listed = ", ".join(repr(name) for name in names[:most])
+    return listed + (f", ... ({len(names) - most} more)" if len(names) > most else "")
+
+
+def reconcile_labels(
+    dataset_names: Sequence[str] | None,
+    names: Sequence[str],
+    *,
+    offset: int | None = None,
+    mapping: dict[str, str | int] | None = None,
+) -> list[int]:
+    """For each label id of the data set, the model's id.
+
+    By name where every data set label is one of the model's (whole name, without regard to case). A model that was saved
+    without names (LABEL_0, LABEL_1, ...) is matched by id where the counts agree.
+
+    Args:
+        dataset_names: the data set's ``ClassLabel`` names; None for plain integers, taken as the model's ids.
+        names: the model's labels.
+        offset: added to each data set id, for a model with a background class in front.
+        mapping: data set name -> model label or id, for every data set name.
+
+    Raises:
+        UnlearningError: labels that do not fit; the message shows both lists.
+    """
+    if offset is not None and mapping is not None:
+        raise UnlearningError("both label_offset and a label mapping were given: give one.")
+    count = len(names) if dataset_names is None else len(dataset_names)
+    if offset is not None:
+        ids = [i + offset for i in range(count)]
+        kept = [i for i in ids if 0 <= i < len(names)]
+        if dataset_names is not None and len(kept) < count:
+            raise UnlearningError(
+                f"label_offset {offset} sends {count} data set labels outside the model's {len(names)} classes."
+            )
+        return ids
+    if dataset_names is None:
+        return list(range(count))
+    if mapping is not None:
+        missing = [name for name in dataset_names if name not in mapping]
+        if missing:
+            raise UnlearningError(f"the label mapping lacks the data set's label {missing[0]!r}.")
+        return [resolve_classes([mapping[name]], [*names, "\0"])[0] for name in dataset_names]
+    if all(name == f"LABEL_{i}" for i, name in enumerate(names)) and count == len(names):
+        return list(range(count))
+    by_name = {name.strip().casefold(): i for i, name in enumerate(names)}
+    ids = [by_name.get(name.strip().casefold()) for name in dataset_names]
+    if None in ids or len(set(ids)) < len(ids):
+        stray = dataset_names[ids.index(None)] if None in ids else next(n for n in dataset_names)
+        raise UnlearningError(
+            f"the data set's label {stray!r} is not one of the model's. Data set ({count}): {shown(dataset_names, 8)}."
+            f" Model ({len(names)}): {shown(names, 8)}. Give label_offset (for example 1 for a background class) or a"
+            " label mapping."
+        )
+    return ids
+
+
+def class_names(dataset: Dataset, label_column: str) -> list[str] | None:
+    """The ``ClassLabel`` names of a column, or None for plain integers.
+
+    Raises:
+        UnlearningError: the column is missing, or holds neither.
+    """
+    if label_column not in dataset.column_names:
+        raise UnlearningError(
+            f"the data set has no label column {label_column!r}; its columns are {dataset.column_names}."
+            " Give label_column_name."
+        )
+    feature = dataset.features[label_column]
+    if isinstance(feature, ClassLabel):
+        return feature.names
+    if not str(feature.dtype).startswith(("int", "uint")):
+        raise UnlearningError(
+            f"the label column {label_column!r} holds {feature.dtype}: cast it with"
+            f" dataset.class_encode_column({label_column!r})."
+        )
+    return None
+
+
+def label_ids(dataset: Dataset, label_column: str, mapping: Sequence[int], num_labels: int) -> Tensor:
+    """A label column as the model's ids, ``(N,)``.
+
+    Raises:
+        UnlearningError: a label outside the mapping or the model's classes.
+    """
+    raw = torch.tensor(dataset[label_column][:], dtype=torch.long)
+    if len(raw) and (raw.min() < 0 or raw.max() >= len(mapping)):
+        bad = int(raw[(raw < 0) | (raw >= len(mapping))][0])
+        raise UnlearningError(f"the data set holds the label id {bad}; the model has {num_labels} classes from 0.")
+    ids = torch.tensor(mapping)[raw] if len(raw) else raw
+    if len(ids) and (ids.min() < 0 or ids.max() >= num_labels):
+        bad = int(ids[(ids < 0) | (ids >= num_labels)][0])
+        raise UnlearningError(f"a data set label maps to {bad}, outside the model's {num_labels} classes.")
+    return ids
+
+
+def rows_of_classes(dataset: Dataset, label_column: str, mapping: Sequence[int], ids: Sequence[int]) -> list[int]:
+    """Indices of the images whose label maps to one of the model's ``ids``."""
+    wanted = {i for i, mapped in enumerate(mapping) if mapped in set(ids)}
+    return [row for row, label in enumerate(dataset[label_column][:]) if label in wanted]
+
+
+def decode(dataset: Dataset, image_column: str, index: int) -> Image.Image:
+    """One image of a data set.
+
+    Raises:
+        UnlearningError: no such column, or the image cannot be decoded.
+    """
+    if image_column not in dataset.column_names:
+        raise UnlearningError(
+            f"the data set has no image column {image_column!r}; its columns are {dataset.column_names}."
+            " Give image_column_name."
+        )
+    try:
+        image = dataset[index][image_column]
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"holds {type(image).__name__}, not an image")
+        image.load()
+        return image
+    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        raise UnlearningError(
+            f"image {index} of column {image_column!r} cannot be read ({error}): remove or replace it."
+        ) from error
+
+
+def random_views(image: Image.Image, count: int, rng: random.Random) -> list[Image.Image]:
+    """``count`` random crops of 60 to 100 % of the area, mirrored half of the time, at the image's own size: enough
+    variety for a forget set of a few images to have a training and a held-out part."""
+    width, height = image.size
+    views = []
+    for _ in range(count):
+        side = rng.uniform(0.6, 1.0) ** 0.5
+        w, h = max(1, int(width * side)), max(1, int(height * side))
+        left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+        view = image.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BILINEAR)
+        views.append(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view)
+    return views
+
+
+def read_forget_set(
+    dataset: Dataset,
+    processor,
+    forget_ids: Sequence[int],
+    mapping: Sequence[int],
+    num_labels: int,
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    views: int = 0,
+    seed: int = 0,
+    disable_progress: bool = True,
+) -> ForgetSet:
+    """Check and load the images to forget.
+
+    Args:
+        mapping: data set label id -> model label id, from :func:`reconcile_labels`.
+        views: random crops to take of each image in place of the image itself; 0 takes each image once as it is.
+
+    Raises:
+        UnlearningError: empty set, a retained label among them, or an image that cannot be decoded.
+    """
+    if not len(dataset):
+        raise UnlearningError("the forget set is empty: give at least one image to forget.")
+    labels = label_ids(dataset, label_column, mapping, num_labels)
+    retained = ~torch.isin(labels, torch.tensor(list(forget_ids)))
+    if retained.any():
+        first = int(retained.nonzero()[0])
+        raise UnlearningError(
+            f"the forget set holds {int(retained.sum())} images of retained classes, first image {first} of class"
+            f" {int(labels[first])}: keep only images of the classes {list(forget_ids)} to forget."
+        )
+    rng = random.Random(seed)
+    parts, unseen = [], []
+    for index in tqdm(range(len(dataset)), desc="Forget set", disable=disable_progress):
+        image = decode(dataset, image_column, index).convert(mode(processor))
+        parts.append(to_pixels(random_views(image, views, rng) if views else [image], processor))
+        if views and len(unseen) * views < UNSEEN_VIEWS:
+            unseen.append(to_pixels(random_views(image, views, rng), processor))
+    repeated = labels.repeat_interleave(max(1, views))
+    return ForgetSet(torch.cat(parts), repeated, torch.cat(unseen) if unseen else None)
+
+
+def mode(processor) -> str:
+    """PIL mode of the model's input, read off the length of the processor's mean: "L" for grey-scale, else "RGB"."""
+    mean = processor.to_dict().get("image_mean")
+    return "L" if isinstance(mean, (list, tuple)) and len(mean) == 1 else "RGB"
+
+
+class TargetDataset(torch.utils.data.Dataset):
+    """Forget images with their target distributions, each paired with a proxy to be kept.
+
+    Items: pixels uint8 and targets ``(C,)``; with proxies also proxy_pixels float in [0, 1] and proxy_targets ``(C,)``.
+    The pairing is a permutation drawn from seed and epoch, so it depends on neither the batch nor the process.
+    """
+
+    def __init__(self, pixels: Tensor, targets: Tensor, proxies: tuple[Tensor, Tensor] | None = None, seed: int = 0):
+        self.pixels, self.targets, self.proxies, self.seed = pixels, targets, proxies, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.proxies is not None:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self.pairs = torch.randperm(len(self.proxies[0]), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item = {"pixels": self.pixels[index], "targets": self.targets[index]}
+        if self.proxies is not None:
+            pair = self.pairs[index % len(self.pairs)]
+            item |= {"proxy_pixels": self.proxies[0][pair], "proxy_targets": self.proxies[1][pair]}
+        return item
+
+
+class EvalDataset(torch.utils.data.Dataset):
+    """A labelled data set as the model's inputs, decoded batch by batch: pixels uint8 and labels in the model's ids."""
+
+    def __init__(self, dataset: Dataset, processor, labels: Tensor, image_column: str = "image"):
+        self.dataset, self.processor, self.labels, self.image_column = dataset, processor, labels, image_column
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+        images = [decode(self.dataset, self.image_column, i).convert(mode(self.processor)) for i in indices]
+        pixels = to_pixels(images, self.processor)
+        return [{"pixels": p, "labels": self.labels[i]} for p, i in zip(pixels, indices, strict=True)]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])[0]

@@ -1,0 +1,52 @@
+"""What a method is: two hooks. Data, loop, report and saving are shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..constraint import HardConstraint, SoftConstraint
+
+
+@dataclass
+class Plan:
+    """What ``prepare`` decides before the first step.
+
+    Attributes:
+        pixels: ``(N, channels, H, W)`` uint8, the forget images to train on.
+        targets: ``(N, C)`` their target distributions.
+        trainable: names of the layers whose weights move; everything else is frozen.
+        constraint: confines the steps, or None.
+        proxies: pixels and ``(P, C)`` targets to be kept alongside, or None.
+        callbacks: for this run only.
+        facts: what goes into the report: "proxies", "layers", "choice", "curve".
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    trainable: list[str]
+    constraint: HardConstraint | SoftConstraint | None = None
+    proxies: tuple[Tensor, Tensor] | None = None
+    callbacks: list = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
+
+
+class Method:
+    """Base of every method.
+
+    Attributes:
+        needs_retain: whether the method reads retained data; one that does not never sees it.
+    """
+
+    needs_retain = False
+
+    def prepare(self, trainer) -> Plan:
+        raise NotImplementedError
+
+    def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Soft cross-entropy between the model's outputs and the targets, mean over the batch."""
+        logits = model(pixel_values=trainer.classifier.normalize(inputs["pixels"].float() / 255)).logits
+        return F.cross_entropy(logits, inputs["targets"])

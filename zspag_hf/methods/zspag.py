@@ -1,0 +1,228 @@
+"""ZS-PAG (arXiv 2507.21738): proxies -> subspaces -> pseudo-labels -> constrained training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..adaptation import AdaptiveControl, HeldOut, choose_damping
+from ..attacks import ATTACKS, Attack
+from ..constraint import HardConstraint, SoftConstraint
+from ..errors import UnlearningError
+from ..influence import inverse_hessian_product, label_influence, mean_gradient
+from ..proxies import ProxySet, make_proxies
+from ..pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels
+from ..subspaces import Spectrum, collect_grams, free_energy, literal_bases
+from .base import Method, Plan
+
+CURVATURE_IMAGES = 256  # proxies that conjugate gradients and LiSSA average the curvature over
+
+
+@dataclass
+class Subspaces:
+    """Proxy Gram matrices with their spectrum, or literal bases (eq. 3-4)."""
+
+    grams: dict[str, Tensor]
+    spectrum: Spectrum
+    literal: dict | None
+
+
+class ZSPAG(Method):
+    """The paper's method with the library's choices by default; ``variant="paper"`` sets the literal form.
+
+    The adaptive form splits the forget images: one part is trained on and yields the training proxies, the other, with
+    proxies of its own, judges (:mod:`zspag_hf.adaptation`). It adds one term to the paper's loss: the original outputs
+    on the training proxies, renormalised over the retained classes, are kept (weight ``proxy_weight``).
+    """
+
+    def prepare(self, trainer) -> Plan:
+        args, forget = trainer.args, trainer.forget
+        train, held = split(len(forget), args.holdout_share if args.adaptive else 0.0, args.seed)
+        with trainer.stage("proxies"):
+            proxies = gather_proxies(trainer, forget.pixels[train], args.proxies_per_class, args.max_proxies)
+            judges = self.held_out_proxies(trainer, forget.pixels[held]) if args.adaptive else None
+        with trainer.stage("subspaces"):
+            subspaces = gather_subspaces(trainer, proxies)
+        with trainer.stage("pseudo_labels"):
+            labels = self.pseudo_labels(trainer, proxies, subspaces)
+        plan = Plan(forget.pixels[train], labels.targets[train], list(trainer.layers))
+        plan.facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
+        if args.adaptive:
+            held_out = HeldOut(
+                trainer.classifier, judges.pixels, forget.pixels[held], labels.targets[held], trainer.forget_ids
+            )
+            self.adapt(trainer, plan, subspaces, held_out)
+        else:
+            plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
+            plan.trainable = [trainer.head] if args.scope == "head" else plan.trainable
+        if args.proxy_weight and args.adaptive:
+            plan.proxies = (proxies.pixels, self.proxy_targets(trainer, proxies))
+        plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train], args)
+        return plan
+
+    def held_out_proxies(self, trainer, pixels: Tensor) -> ProxySet:
+        """Proxies of the held-out images, in proportion to their share."""
+        args = trainer.args
+        share = args.holdout_share / (1 - args.holdout_share)
+        per_class, most = max(1, round(args.proxies_per_class * share)), max(1, round(args.max_proxies * share))
+        return gather_proxies(trainer, pixels, per_class, most)
+
+    def pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces) -> PseudoLabels:
+        args, classifier, forget = trainer.args, trainer.classifier, trainer.forget
+        logits = classifier.predict(forget.pixels)
+        influence = None
+        if args.tilt == "influence" or args.pseudo_label == "paper":
+            g = mean_gradient(classifier, proxies.pixels, proxies.labels, trainer.layers)
+            some = torch.randperm(len(proxies), generator=torch.Generator().manual_seed(args.seed))[:CURVATURE_IMAGES]
+            v = inverse_hessian_product(
+                args.influence_solver,
+                classifier,
+                proxies.pixels[some],
+                trainer.layers,
+                subspaces.grams,
+                g,
+                args.influence_damping,
+                seed=args.seed,
+            )
+            influence = label_influence(classifier, forget.pixels, v, trainer.layers, disable_progress=trainer.quiet)
+        if args.pseudo_label == "paper":
+            return paper_pseudo_labels(influence, forget.labels, trainer.forget_ids, seed=args.seed)
+        return pseudo_labels(
+            logits, trainer.forget_ids, influence, args.prior, args.tilt_temperature, args.influence_sign
+        )
+
+    def proxy_targets(self, trainer, proxies: ProxySet) -> Tensor:
+        """The original's outputs on the proxies without the forgotten classes, ``(P, C)``."""
+        logits = trainer.classifier.predict(proxies.pixels)
+        return pseudo_labels(logits, trainer.forget_ids, None).targets
+
+    def adapt(self, trainer, plan: Plan, subspaces: Subspaces, held_out: HeldOut) -> None:
+        """Choose damping and step size, and hand the run to :class:`AdaptiveControl`."""
+        args, layers = trainer.args, trainer.layers
+        thresholds = (args.energy_threshold,) if args.energy_threshold else None
+        with trainer.stage("adaptation"):
+            threshold, rate, probe = choose_damping(
+                held_out,
+                subspaces.spectrum,
+                layers,
+                plan.pixels,
+                plan.targets,
+                args.proxy_budget,
+                **({"thresholds": thresholds} if thresholds else {}),
+            )
+        rate = rate if args.learning_rate is None else args.learning_rate
+        args.learning_rate, args.energy_threshold = rate, threshold
+        plan.constraint = build_constraint(trainer, subspaces, threshold)
+        control = AdaptiveControl(
+            held_out,
+            plan.constraint,
+            layers,
+            trainer.head,
+            args.proxy_budget,
+            args.scope,
+            rate,
+            (plan.pixels, plan.targets),
+            trainer.log,
+        )
+        plan.callbacks.append(control)
+        plan.facts |= {"probe": probe, "control": control}
+
+    def compute_loss(self, trainer, model, inputs):
+        if "proxy_pixels" not in inputs:
+            return super().compute_loss(trainer, model, inputs)
+        count = len(inputs["pixels"])
+        pixels = torch.cat([inputs["pixels"].float() / 255, inputs["proxy_pixels"]])
+        logits = model(pixel_values=trainer.classifier.normalize(pixels)).logits
+        kept = F.kl_div(logits[count:].log_softmax(1), inputs["proxy_targets"], reduction="batchmean")
+        return F.cross_entropy(logits[:count], inputs["targets"]) + trainer.args.proxy_weight * kept
+
+
+def split(count: int, held_out_share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and to judge by, each in [0, count).
+
+    Raises:
+        UnlearningError: too few images for both parts.
+    """
+    held = round(count * held_out_share)
+    if held_out_share and (held < 1 or held >= count):
+        raise UnlearningError(
+            f"{count} forget images are too few to keep {held_out_share:.0%} to judge by: pass forget_views=48, which"
+            " takes 48 random crops of each image, or adaptive=False with a learning_rate."
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def attack_from(args) -> Attack:
+    """The attack that the options name."""
+    given = {"eps": args.attack_eps, "steps": args.attack_steps}
+    return ATTACKS[args.attack](**{k: v for k, v in given.items() if v is not None})
+
+
+def gather_proxies(trainer, pixels: Tensor, per_class: int, max_proxies: int) -> ProxySet:
+    args = trainer.args
+    return make_proxies(
+        trainer.classifier,
+        pixels,
+        trainer.forget_ids,
+        attack_from(args),
+        policy=args.proxy_policy,
+        per_class=per_class,
+        max_proxies=max_proxies,
+        seed=args.seed,
+        disable_progress=trainer.quiet,
+    )
+
+
+def gather_subspaces(trainer, proxies: ProxySet) -> Subspaces:
+    args = trainer.args
+    grams = collect_grams(
+        trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, disable_progress=trainer.quiet
+    )
+    literal = None
+    if args.subspace_merge == "literal" and args.constraint == "hard":
+        literal = literal_bases(
+            trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, args.energy_threshold
+        )
+    return Subspaces(grams, Spectrum(grams), literal)
+
+
+def build_constraint(trainer, subspaces: Subspaces, threshold: float) -> HardConstraint | SoftConstraint | None:
+    """The constraint that the options name, at one energy threshold for every layer."""
+    if trainer.args.constraint == "none":
+        return None
+    if trainer.args.constraint == "soft":
+        return SoftConstraint(trainer.layers, subspaces.spectrum.dampings(threshold))
+    bases = subspaces.literal or {name: subspaces.spectrum.basis(name, threshold) for name in trainer.layers}
+    return HardConstraint(trainer.layers, bases)
+
+
+def proxy_facts(proxies: ProxySet, names: list[str]) -> dict:
+    return {
+        "count": len(proxies),
+        "attack_success_rate": proxies.attack_success_rate,
+        "per_class": {names[k]: n for k, n in proxies.per_class.items()},
+        "shortfall": {names[k]: n for k, n in proxies.shortfall.items()},
+    }
+
+
+def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor, args) -> list[dict]:
+    """Per layer: width, rank at the threshold, and the share of forget energy that the constraint leaves free."""
+    if constraint is None:
+        return []
+    zeros = torch.zeros(len(forget_pixels), dtype=torch.long)
+    forget = collect_grams(trainer.classifier, forget_pixels, zeros, trainer.layers)
+    facts = []
+    for name, layer in trainer.layers.items():
+        basis = subspaces.literal[name] if subspaces.literal else subspaces.spectrum.basis(name, args.energy_threshold)
+        if isinstance(constraint, SoftConstraint):
+            free = constraint.dampings[name].double().cpu()
+        else:
+            free = torch.stack([torch.eye(layer.d_in, dtype=torch.float64) - v @ v.T for v in basis.vectors])
+        facts.append(
+            {"name": name, "d_in": layer.d_in, "rank": basis.rank, "free_forget_energy": free_energy(forget[name], free)}
+        )
+    return facts

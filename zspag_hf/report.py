@@ -1,0 +1,107 @@
+"""What happened, as one JSON file and one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+
+SCHEMA_VERSION = 1
+REPORT_NAME = "unlearning_report.json"
+MODELS = ("original", "masked", "unlearned", "retrained")
+PACKAGES = ("zspag-hf", "torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface-hub")
+
+
+@dataclass
+class UnlearningReport:
+    """The report of one run; fractions are in [0, 1], times in seconds.
+
+    Attributes:
+        models: "original", "masked" (original with the forgotten logits at -inf: changes no weight, and passes both
+            accuracies for free), "unlearned", "retrained" -> acc_rt, acc_ut, their micro forms, per_class, and js_ut, the
+            Jensen-Shannon divergence in nats from the retrained model on forgotten-class images; with forget_views also
+            acc_forget_views, the share of unseen views given a forgotten label. None where a model was
+            not given or not yet evaluated.
+        proxies: count, attack_success_rate, per_class, shortfall.
+        layers: name, d_in, rank, free_forget_energy, weight_change a layer.
+        choice: what an adaptive run chose; curve: the readings that it chose by.
+        timings_s: one entry a stage, and their total.
+    """
+
+    method: str
+    forget_classes: list[dict]
+    forget_images: int
+    seed: int
+    models: dict[str, dict | None] = field(default_factory=lambda: dict.fromkeys(MODELS))
+    proxies: dict | None = None
+    layers: list[dict] = field(default_factory=list)
+    choice: dict | None = None
+    curve: list[dict] = field(default_factory=list)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    config: dict = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, folder: str) -> str:
+        """Write ``unlearning_report.json`` into a folder, whole or not at all; returns its path."""
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, REPORT_NAME)
+        with open(path + ".part", "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1)
+        os.replace(path + ".part", path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str) -> UnlearningReport:
+        """Read ``unlearning_report.json`` from a folder."""
+        with open(os.path.join(folder, REPORT_NAME), encoding="utf-8") as file:
+            return cls(**json.load(file))
+
+    def table(self) -> str:
+        """The models side by side, as fixed-width text."""
+        return accuracy_table({name: row for name, row in self.models.items() if row})
+
+    def chosen(self) -> str:
+        """One paragraph on what an adaptive run chose, and from what."""
+        if not self.choice:
+            return f"fixed run: {self.config.get('learning_rate')} learning rate."
+        c = self.choice
+        first, deep, last = c["forget_probability"]
+        return (
+            f"chosen from the held-out proxies: damping at {c['energy_threshold']:g} of their energy, learning rate"
+            f" {c['learning_rate']:.3g}.\nWhole network for {c['whole_network_steps']} steps: probability of the forgotten"
+            f" classes {first:.3f} -> {deep:.3f}; then their rows of the head: -> {last:.4f}. Held-out proxies moved by"
+            f" {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g}). {c['steps']} steps in all."
+        )
+
+
+def accuracy_table(rows: dict[str, dict]) -> str:
+    """Named rows of acc_rt, acc_ut, and where present js_ut and seconds, as fixed-width text."""
+    columns = [("acc_rt", "acc_rt"), ("acc_ut", "acc_ut"), ("acc_forget_views", "unseen views"), ("js_ut", "JS to retrained"), ("seconds", "seconds")]
+    columns = [(key, title) for key, title in columns if any(row.get(key) is not None for row in rows.values())]
+    width = max([len("model"), *map(len, rows)])
+    lines = ["  ".join([f"{'model':<{width}}", *(f"{title:>{max(8, len(title))}}" for _, title in columns)])]
+    for name, row in rows.items():
+        cells = []
+        for key, title in columns:
+            value, size = row.get(key), max(8, len(title))
+            text = "-" if value is None else f"{value:.1f}" if key == "seconds" else f"{value:.4f}"
+            cells.append(f"{text:>{size}}")
+        lines.append("  ".join([f"{name:<{width}}", *cells]))
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide a run's numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

@@ -1,0 +1,419 @@
+"""model id -> classifier -> proxies -> subspaces -> pseudo-labels -> constrained training -> report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from .adaptation import jensen_shannon
+from .classifier import PixelClassifier, check_trainable, load_classifier, load_processor
+from .config import UnlearningConfig
+from .constraint import attach, check_backend, freeze_unconstrained
+from .data import (
+    EvalDataset,
+    TargetDataset,
+    class_names,
+    label_ids,
+    model_labels,
+    read_forget_set,
+    reconcile_labels,
+    resolve_classes,
+)
+from .errors import UnlearningError
+from .layers import constrained_layers, head_name
+from .methods import METHODS, Plan
+from .metrics.unlearning_accuracy.unlearning_accuracy import UnlearningAccuracy
+from .pseudo_labels import retained_mask
+from .report import REPORT_NAME, UnlearningReport, peak_memory_mb, versions
+
+
+class UnlearningTrainer(Trainer):
+    """Make an image classifier forget classes, without the retained data. A ``Trainer`` in every other respect.
+
+    Everything that can be wrong with the input is checked here, before any expensive work.
+
+    Args:
+        model: Hub id, local folder, or a loaded model (then ``processing_class`` is needed, unless the model knows its
+            repository).
+        args: the options; ``args.forget_classes`` names what to forget.
+        forget_dataset: a ``datasets.Dataset`` that holds the images to forget and nothing else.
+        eval_dataset: labelled test images of retained and forgotten classes, for :meth:`evaluate` alone.
+        retain_dataset: for methods that declare ``needs_retain``; others never touch it.
+        processing_class: an image processor, in place of the model's own.
+        label_mapping: data set label name -> model label or id, where the names differ.
+        callbacks, optimizers: as in ``Trainer``.
+
+    Raises:
+        UnlearningError: bad input, named with the mend.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike | PreTrainedModel,
+        args: UnlearningConfig,
+        forget_dataset,
+        eval_dataset=None,
+        *,
+        retain_dataset=None,
+        processing_class=None,
+        label_mapping: dict | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers=(None, None),
+    ):
+        self.method = METHODS[args.method]()
+        if self.method.needs_retain and retain_dataset is None:
+            raise UnlearningError(f"the method {args.method!r} needs retained data: pass retain_dataset.")
+        check_output_dir(args.output_dir)
+        model, processing_class = resolve_model(model, processing_class)
+        check_trainable(model)
+        self.label_names_by_id = model_labels(model.config)
+        self.forget_ids = resolve_classes(args.forget_classes, self.label_names_by_id)
+        self.label_mapping, self.retain_dataset = label_mapping, retain_dataset
+        self.timings: dict[str, float] = {}
+        self.plan: Plan | None = None
+        self.report: UnlearningReport | None = None
+        self._original_logits: dict[int, Tensor] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            eval_dataset=None,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            compute_metrics=self.accuracy_metrics,
+        )
+        check_backend(self.accelerator)
+        check_launch(self.accelerator)
+        self.loss_is_scaled_for_ga = False  # compute_loss returns the mean of its batch
+        self.can_return_loss = False
+        self.label_names = ["labels"]
+        self.classifier = PixelClassifier(self.model, processing_class)
+        self.forget = self.read_forget(forget_dataset)
+        self.eval_dataset = None if eval_dataset is None else self.labelled(eval_dataset)
+        self.find_layers()
+
+    # ------------------------------------------------------------------ data
+
+    def read_forget(self, dataset):
+        """The forget set as pixels and labels, checked against the classes to forget."""
+        args = self.args
+        return read_forget_set(
+            dataset,
+            self.processing_class,
+            self.forget_ids,
+            self.reconcile(dataset),
+            self.classifier.num_labels,
+            image_column=args.image_column_name,
+            label_column=args.label_column_name,
+            views=args.forget_views,
+            seed=args.seed,
+            disable_progress=self.quiet,
+        )
+
+    def reconcile(self, dataset) -> list[int]:
+        return reconcile_labels(
+            class_names(dataset, self.args.label_column_name),
+            self.label_names_by_id,
+            offset=self.args.label_offset,
+            mapping=self.label_mapping,
+        )
+
+    def labelled(self, dataset) -> EvalDataset:
+        """A data set with image and label columns as the model's inputs."""
+        if isinstance(dataset, EvalDataset):
+            return dataset
+        args = self.args
+        labels = label_ids(dataset, args.label_column_name, self.reconcile(dataset), self.classifier.num_labels)
+        return EvalDataset(dataset, self.processing_class, labels, args.image_column_name)
+
+    def find_layers(self) -> None:
+        """The constrained layers and the head, and the weights as they were."""
+        sample = self.forget.pixels[:2].to(self.args.device).float() / 255
+        self.model.eval()
+        self.layers = constrained_layers(self.model, lambda: self.classifier(sample))
+        self.head = head_name(self.layers, self.classifier.num_labels)
+        self.original_weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        logits = self.classifier.predict(self.forget.pixels[:2])
+        if not torch.isfinite(logits).all():
+            raise UnlearningError("the model's outputs on the forget images are not finite: check its weights.")
+
+    # ------------------------------------------------------------------ training
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """Run the stages and the constrained training; see :class:`zspag_hf.methods.zspag.ZSPAG` for the default."""
+        start = time.perf_counter()
+        self.plan = plan = self.method.prepare(self)
+        freeze_unconstrained(self.model, set(plan.trainable))
+        self.train_dataset = TargetDataset(plan.pixels, plan.targets, plan.proxies, self.args.seed)
+        callbacks = [*plan.callbacks, PairProxies(self.train_dataset)]
+        for callback in callbacks:
+            self.add_callback(callback)
+        try:
+            with self.stage("training"):
+                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            for callback in callbacks:
+                self.remove_callback(callback)
+        self.model.eval()
+        self.timings["total"] = time.perf_counter() - start
+        self.report = self.make_report()
+        return output
+
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        if self.plan is not None and self.plan.constraint is not None:
+            attach(self.plan.constraint, optimizer)
+        return optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Loss of the method in training, cross-entropy to the labels in evaluation.
+
+        The model is in eval mode in both: batch-norm statistics stay as they are, dropout is off (the closest published
+        code leaves it on in one network; a rate of .999, which one Hub model has, would leave nothing to train on).
+        """
+        self.model.eval()
+        if "labels" in inputs:
+            logits = model(pixel_values=self.classifier.normalize(inputs["pixels"].float() / 255)).logits
+            loss = nn.functional.cross_entropy(logits, inputs["labels"])
+            return (loss, {"logits": logits}) if return_outputs else loss
+        loss = self.method.compute_loss(self, model, inputs)
+        if not self.args.adaptive and not torch.isfinite(loss):  # an adaptive run rolls back instead
+            raise UnlearningError(
+                f"the loss is {loss.item()} at step {self.state.global_step}: lower learning_rate"
+                f" ({self.args.learning_rate}), or leave it unset to have it chosen."
+            )
+        return loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return (loss, None, None) if prediction_loss_only else (loss, outputs["logits"], inputs["labels"])
+
+    # ------------------------------------------------------------------ evaluation
+
+    def accuracy_metrics(self, prediction) -> dict[str, float]:
+        """acc_rt, acc_ut, their micro forms, and one accuracy a class, from gathered logits."""
+        scores = accuracies(prediction.predictions, prediction.label_ids, self.forget_ids)
+        per_class = scores.pop("per_class")
+        named = {f"acc_{self.label_names_by_id[k]}": a for k, a in per_class.items()}
+        return {k: v for k, v in scores.items() if v is not None} | named
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", *, retrained=None):
+        """Metrics of the model as it is now; after training also the report, beside the original and masked models.
+
+        Args:
+            eval_dataset: labelled test images; the one given to the constructor by default.
+            retrained: Hub id, folder or model retrained without the forgotten classes, for comparison.
+
+        Returns:
+            ``eval_acc_rt``, ``eval_acc_ut`` (means over classes), their ``_micro`` forms (over images), one
+            ``eval_acc_<label>`` a class, in [0, 1], and the usual loss and speeds.
+
+        Raises:
+            UnlearningError: no eval data, or a retrained model with other classes.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else self.labelled(eval_dataset)
+        if dataset is None:
+            raise UnlearningError("there is nothing to evaluate on: pass eval_dataset.")
+        retrained = self.load_retrained(retrained)
+        metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
+        if not self.is_in_train and self.report is not None:
+            with self.stage("evaluation"):
+                self.report_models(dataset, retrained)
+        return metrics
+
+    def load_retrained(self, retrained) -> PixelClassifier | None:
+        if retrained is None:
+            return None
+        model, processor = resolve_model(retrained, None if not isinstance(retrained, nn.Module) else self.processing_class)
+        if model_labels(model.config) != self.label_names_by_id:
+            raise UnlearningError(
+                f"the retrained model's labels differ from the model's: {model_labels(model.config)[:5]} ... against"
+                f" {self.label_names_by_id[:5]} ...: give one with the same classes in the same order."
+            )
+        return PixelClassifier(model.to(self.args.device), processor)
+
+    def report_models(self, dataset: EvalDataset, retrained: PixelClassifier | None) -> None:
+        """Fill the report's rows; logits are gathered once a model."""
+        with self.weights(self.original_weights):
+            original, labels = self.logits(self.classifier, dataset)
+        masked = original.masked_fill(~retained_mask(original.shape[1], self.forget_ids), -torch.inf)
+        rows = {"original": original, "masked": masked, "unlearned": self.logits(self.classifier, dataset)[0]}
+        if retrained is not None:
+            rows["retrained"] = self.logits(retrained, dataset)[0]
+        gone = torch.isin(labels, torch.tensor(self.forget_ids))
+        views = self.view_accuracies(retrained)
+        for name, logits in rows.items():
+            scores = accuracies(logits.numpy(), labels.numpy(), self.forget_ids)
+            scores["per_class"] = {self.label_names_by_id[k]: a for k, a in scores["per_class"].items()}
+            scores["js_ut"] = None
+            if retrained is not None and gone.any():
+                p, q = (x[gone].double().softmax(1) for x in (logits, rows["retrained"]))
+                scores["js_ut"] = float(jensen_shannon(p, q).mean())
+            self.report.models[name] = scores | {"acc_forget_views": views.get(name)}
+
+    def view_accuracies(self, retrained: PixelClassifier | None) -> dict[str, float]:
+        """Share of unseen views of the forget images that each model gives a forgotten label; {} without views."""
+        pixels = self.forget.unseen
+        if pixels is None:
+            return {}
+        share = lambda c: float(torch.isin(c.predict(pixels).argmax(1), torch.tensor(self.forget_ids)).float().mean())  # noqa: E731
+        with self.weights(self.original_weights):
+            found = {"original": share(self.classifier)}
+        found |= {"masked": 0.0, "unlearned": share(self.classifier)}
+        return found | ({"retrained": share(retrained)} if retrained is not None else {})
+
+    def logits(self, classifier: PixelClassifier, dataset: EvalDataset) -> tuple[Tensor, Tensor]:
+        """Logits ``(N, C)`` and labels ``(N,)`` of a whole data set, gathered over processes with exact counts."""
+        parts = []
+        for batch in self.get_eval_dataloader(dataset):
+            out = classifier.predict(batch["pixels"], self.args.eval_batch_size).to(self.args.device)
+            parts.append([x.cpu() for x in self.accelerator.gather_for_metrics((out, batch["labels"]))])
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    @contextlib.contextmanager
+    def weights(self, weights: dict[str, Tensor]):
+        """Put other weights into the constrained layers for a while."""
+        now = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        with torch.no_grad():
+            for name, weight in weights.items():
+                self.layers[name].weight.copy_(weight)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in now.items():
+                    self.layers[name].weight.copy_(weight)
+
+    # ------------------------------------------------------------------ report and saving
+
+    def make_report(self) -> UnlearningReport:
+        args, facts = self.args, dict(self.plan.facts)
+        control = facts.pop("control", None)
+        choice = None
+        if control is not None:
+            choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
+            choice["probe"] = facts["probe"]
+        changes = {name: self.weight_change(name) for name in self.layers}
+        options = {k: getattr(args, k) for k in UnlearningConfig.__annotations__ if k not in ("output_dir", "report_to")}
+        return UnlearningReport(
+            method=args.method,
+            forget_classes=[{"id": i, "label": self.label_names_by_id[i]} for i in self.forget_ids],
+            forget_images=len(self.forget),
+            seed=args.seed,
+            proxies=facts.get("proxies"),
+            layers=[layer | {"weight_change": changes[layer["name"]]} for layer in facts.get("layers", [])],
+            choice=choice,
+            curve=control.curve if control else [],
+            timings_s=self.timings,
+            peak_memory_mb=peak_memory_mb(),
+            config={k: v if isinstance(v, (int, float, list, type(None))) else str(v) for k, v in options.items()},
+            versions=versions(),
+        )
+
+    def weight_change(self, name: str) -> float:
+        """||W - W0|| / ||W0|| of one layer."""
+        start = self.original_weights[name]
+        return float((self.layers[name].weight.detach() - start).norm() / start.norm().clamp_min(1e-30))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Write model, image processor and report; without ``training_args.bin``, a pickle."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and self.report is not None:
+            self.report.save(output_dir or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        """Every file is written elsewhere first and moved in whole: a failure leaves what stood there before."""
+        target = output_dir or self.args.output_dir
+        os.makedirs(target, exist_ok=True)
+        part = tempfile.mkdtemp(prefix="_part-", dir=target)
+        try:
+            self.accelerator.unwrap_model(self.model).save_pretrained(part, state_dict=state_dict)
+            self.processing_class.save_pretrained(part)
+            for name in sorted(os.listdir(part)):
+                os.replace(os.path.join(part, name), os.path.join(target, name))
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    @property
+    def quiet(self) -> bool:
+        """No progress bars: switched off, or not the first process."""
+        return self.args.disable_tqdm or not self.is_world_process_zero()
+
+    @contextlib.contextmanager
+    def stage(self, name: str):
+        """Time one stage into the report."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+
+
+class PairProxies(TrainerCallback):
+    """Tells the training set the epoch, by which it pairs forget images with proxies."""
+
+    def __init__(self, dataset: TargetDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **_):
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+def accuracies(logits: np.ndarray, labels: np.ndarray, forget_ids: list[int]) -> dict:
+    """The UnlearningAccuracy metric on logits ``(N, C)``."""
+    metric = UnlearningAccuracy(keep_in_memory=True)
+    return metric.compute(predictions=np.argmax(logits, 1), references=labels, forget_ids=forget_ids)
+
+
+def resolve_model(model, processing_class):
+    """A loaded model with its image processor, from an id, a folder or a model.
+
+    Raises:
+        UnlearningError: neither loads.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return load_classifier(model, processor=processing_class)
+    if processing_class is None:
+        if not model.config._name_or_path:
+            raise UnlearningError("a model given as an object needs its image processor: pass processing_class.")
+        processing_class = load_processor(model.config._name_or_path)
+    return model, processing_class
+
+
+def check_output_dir(folder: str) -> None:
+    """Refuse a folder that holds a model which is not a result of this library.
+
+    Raises:
+        UnlearningError: ``config.json`` or weights without an unlearning report.
+    """
+    if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            raise UnlearningError(f"output_dir {folder!r} is a file: give a folder.")
+        return
+    names = set(os.listdir(folder))
+    if names & {"config.json", "model.safetensors", "model.safetensors.index.json"} and REPORT_NAME not in names:
+        raise UnlearningError(f"output_dir {folder!r} holds another model: give an empty or new folder.")
+
+
+def check_launch(accelerator) -> None:
+    """Refuse a launch that was asked for several processes and silently started one.
+
+    Raises:
+        UnlearningError: WORLD_SIZE differs from the processes that are there.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != accelerator.num_processes:
+        raise UnlearningError(
+            f"{asked} processes were asked for and {accelerator.num_processes} run: on CPU use accelerate launch"
+            f" --multi_gpu --num_processes {asked} ... --use_cpu."
+        )
