@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from cases import MODELS, linear_classifier
 
-from zspag_hf.attacks import ATTACKS, CW, FGSM, DeepFool, PGDL2, PGDLinf, l2
+from zspag_hf.attacks import ATTACKS, CW, FGSM, PGDL2, DeepFool, PGDLinf, l2
 
 RADIUS = {"inf": 0.1, "2": 0.6}
 STEPS = 6
@@ -74,7 +74,9 @@ class TestContract:
     def test_the_target_becomes_likelier(self, attack, victim):
         classifier, pixels, targets = victim
         result = attack(classifier, pixels, targets)
-        before, after = (F.cross_entropy(classifier.predict(x), targets, reduction="none") for x in (pixels, result.pixels))
+        before, after = (
+            F.cross_entropy(classifier.predict(x), targets, reduction="none") for x in (pixels, result.pixels)
+        )
         assert after.mean() < before.mean()
 
     def test_input_and_model_are_left_alone(self, attack, victim):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from cases import linear_classifier
 
-from zspag_hf.attacks import AttackResult, PGDL2, PGDLinf
+from zspag_hf.attacks import PGDL2, AttackResult, PGDLinf
 from zspag_hf.errors import UnlearningError
 from zspag_hf.proxies import POLICIES, make_proxies, quota_pairs
 
@@ -117,7 +117,9 @@ class TestQuota:
         proxies = make_proxies(easy, images, FORGET, weak, per_class=7, eps_doublings=0)
         assert 0 < len(proxies) < proxies.attempted == 28
         assert sum(proxies.per_class.values()) == len(proxies)
-        assert torch.equal(torch.bincount(proxies.labels, minlength=6)[[0, 2, 3, 5]], torch.tensor(list(proxies.per_class.values())))
+        assert torch.equal(
+            torch.bincount(proxies.labels, minlength=6)[[0, 2, 3, 5]], torch.tensor(list(proxies.per_class.values()))
+        )
         for k, n in proxies.per_class.items():
             assert proxies.shortfall.get(k, 0) == max(0, 7 - n)
         assert proxies.attack_success_rate == len(proxies) / 28

@@ -311,7 +311,7 @@ class TestSpectrum:
             d, eye = damping[group], torch.eye(12, dtype=torch.float64)
             torch.testing.assert_close(d, torch.linalg.inv(eye + gram[group] / values[r]))
             torch.testing.assert_close(d, d.T)
-            assert 0 < torch.linalg.eigvalsh(d).min() and torch.linalg.eigvalsh(d).max() <= 1 + 1e-12
+            assert torch.linalg.eigvalsh(d).min() > 0 and torch.linalg.eigvalsh(d).max() <= 1 + 1e-12
             torch.testing.assert_close(d @ vectors[:, r], vectors[:, r] / 2)
 
     def test_damping_takes_used_directions_more_than_unused_ones(self):

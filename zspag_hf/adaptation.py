@@ -43,12 +43,14 @@ class Reading:
         proxy_kl: mean KL(original || now) on held-out proxies over the retained classes, in nats.
         target_js: mean Jensen-Shannon divergence between the outputs on held-out forget images and their targets, nats.
         forget_probability: mean probability of the forgotten classes on held-out forget images, in [0, 1].
+        proxy_forget_probability: the same on held-out proxies: a head whose forgotten rows overshoot shows here.
         forget_rate: share of held-out forget images still given a forgotten label, in [0, 1].
     """
 
     proxy_kl: float
     target_js: float
     forget_probability: float
+    proxy_forget_probability: float
     forget_rate: float
 
 
@@ -67,14 +69,17 @@ class HeldOut:
         self.classifier, self.proxies, self.forget, self.targets = classifier, proxies, forget, targets
         self.forget_ids = forget_ids
         self.gone = ~retained_mask(classifier.num_labels, forget_ids)
-        self.reference = self.retained_log_probs()
+        self.reference = self.retained_log_probs(classifier.predict(proxies))
 
-    def retained_log_probs(self) -> Tensor:
-        """``(P, C_retained)`` log-probabilities over the retained classes on the held-out proxies."""
-        return self.classifier.predict(self.proxies)[:, ~self.gone].double().log_softmax(1)
+    def retained_log_probs(self, logits: Tensor) -> Tensor:
+        """``(P, C_retained)`` log-probabilities over the retained classes."""
+        return logits[:, ~self.gone].double().log_softmax(1)
 
-    def proxy_kl(self) -> float:
-        return float(F.kl_div(self.retained_log_probs(), self.reference, log_target=True, reduction="batchmean"))
+    def proxy_kl(self, logits: Tensor | None = None) -> float:
+        """Mean KL(original || now) on the held-out proxies over the retained classes, in nats."""
+        logits = self.classifier.predict(self.proxies) if logits is None else logits
+        now = self.retained_log_probs(logits)
+        return float(F.kl_div(now, self.reference, log_target=True, reduction="batchmean"))
 
     def read(self) -> Reading:
         logits = self.classifier.predict(self.forget)
@@ -82,7 +87,11 @@ class HeldOut:
         js = jensen_shannon(p, self.targets.double())
         probability = p[:, self.gone].sum(1)
         rate = self.gone[logits.argmax(1)].double().mean()
-        return Reading(self.proxy_kl(), float(js.mean()), float(probability.mean()), float(rate))
+        proxies = self.classifier.predict(self.proxies)
+        beside = proxies.double().softmax(1)[:, self.gone].sum(1).mean()
+        return Reading(
+            self.proxy_kl(proxies), float(js.mean()), float(probability.mean()), float(beside), float(rate)
+        )
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
@@ -187,11 +196,12 @@ class AdaptiveControl(TrainerCallback):
         scope: str,
         learning_rate: float,
         forget: tuple[Tensor, Tensor],
+        proxy_weight: float,
         log,
     ):
         self.held_out, self.constraint, self.layers, self.head = held_out, constraint, layers, head
         self.budget, self.scope, self.learning_rate = budget, scope, learning_rate
-        self.forget, self.log = forget, log
+        self.forget, self.proxy_weight, self.log = forget, proxy_weight, log
         self.curve: list[dict] = []
         self.rejected = self.stalled = self.since = 0
         self.settled, self.ceiling = False, math.inf
@@ -233,7 +243,8 @@ class AdaptiveControl(TrainerCallback):
         return math.isfinite(now.target_js) and now.proxy_kl <= self.budget and spent <= self.budget / 5
 
     def keeps_head(self, now: Reading) -> bool:
-        return math.isfinite(now.target_js) and now.forget_probability <= self.kept.forget_probability
+        lower = now.forget_probability <= self.kept.forget_probability
+        return math.isfinite(now.target_js) and lower and now.proxy_forget_probability <= self.kept.proxy_forget_probability
 
     def accept(self, now: Reading) -> None:
         spent = now.proxy_kl - self.kept.proxy_kl
@@ -259,13 +270,16 @@ class AdaptiveControl(TrainerCallback):
         self.constraint.step_scale = self.polyak_rate() / self.learning_rate
 
     def polyak_rate(self) -> float:
-        """(loss - entropy of the targets) / slope along the damped rows: a step to the target, were the loss linear."""
+        """(loss - entropy of the targets) / slope along the damped rows: a step to the target, were the loss linear.
+
+        Divided by 1 + the proxies' weight, since their term of the loss moves the same rows.
+        """
         layer, ids = {self.head: self.layers[self.head]}, self.held_out.forget_ids
         pixels, targets = self.forget
         gradient = forget_gradient(self.held_out.classifier, pixels, targets, layer)[self.head][:, ids]
         slope = float((gradient * (gradient @ self.constraint.dampings[self.head])).sum())
         excess = soft_loss(self.held_out.classifier, pixels, targets) + float(torch.xlogy(targets, targets).sum(1).mean())
-        return max(excess, 0.0) / max(slope, 1e-12)
+        return max(excess, 0.0) / max(slope, 1e-12) / (1 + self.proxy_weight)
 
     def read(self) -> Reading:
         """Every process decides by what the first one read."""

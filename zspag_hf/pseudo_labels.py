@@ -44,7 +44,7 @@ def pseudo_labels(
     keep = retained_mask(logits.shape[1], forget_ids)
     scores = logits.double() if prior == "renormalised" else torch.zeros_like(logits, dtype=torch.float64)
     if influence is not None:
-        scale = influence.double()[:, keep].std().clamp_min(1e-300) * temperature
+        scale = influence.double()[:, keep].std(correction=0).clamp_min(1e-300) * temperature
         scores = scores + (1 if sign == "upweight" else -1) * influence.double() / scale
     targets = scores.masked_fill(~keep, -torch.inf).softmax(1)
     return PseudoLabels(targets.float(), influence)
@@ -65,7 +65,7 @@ def paper_pseudo_labels(
     """
     n, c = influence.shape
     keep = retained_mask(c, forget_ids)
-    a = influence / influence[:, keep].std().clamp_min(1e-30)
+    a = influence / influence[:, keep].std(correction=0).clamp_min(1e-30)
     q = torch.full((n, c), 0.1 / c).scatter(1, labels[:, None], 0.9 + 0.1 / c)
     z = torch.randn(n, c, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     optimizer = torch.optim.Adam([z], lr=0.1)

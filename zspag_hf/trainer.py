@@ -85,7 +85,7 @@ class UnlearningTrainer(Trainer):
             model=model,
             args=args,
             processing_class=processing_class,
-            eval_dataset=None,
+            eval_dataset=eval_dataset,
             callbacks=callbacks,
             optimizers=optimizers,
             compute_metrics=self.accuracy_metrics,

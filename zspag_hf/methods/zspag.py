@@ -125,6 +125,7 @@ class ZSPAG(Method):
             args.scope,
             rate,
             (plan.pixels, plan.targets),
+            args.proxy_weight,
             trainer.log,
         )
         plan.callbacks.append(control)

@@ -1,0 +1,70 @@
+import pytest
+from transformers import HfArgumentParser
+
+from zspag_hf import UnlearningConfig, UnlearningError
+
+
+def test_every_option_is_a_command_line_option_with_help(capsys):
+    parser = HfArgumentParser(UnlearningConfig)
+    (config,) = parser.parse_args_into_dataclasses(
+        ["--output_dir", "x", "--forget_classes", "cat", "dog", "--attack", "cw", "--learning_rate", "0.5"]
+    )
+    assert config.forget_classes == ["cat", "dog"] and config.attack == "cw" and config.learning_rate == 0.5
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    text = capsys.readouterr().out
+    own = [name for name in UnlearningConfig.__annotations__ if name not in ("output_dir",)]
+    assert all(f"--{name}" in text for name in own)
+
+
+def test_the_default_is_adaptive_and_leaves_the_choices_open():
+    config = UnlearningConfig(output_dir="x")
+    assert config.adaptive and config.constraint == "soft"
+    assert config.learning_rate is None and config.energy_threshold is None
+
+
+def test_the_paper_is_one_option_away():
+    config = UnlearningConfig(output_dir="x", variant="paper")
+    assert not config.adaptive and config.constraint == "hard" and config.subspace_merge == "literal"
+    assert config.proxy_policy == "second" and config.pseudo_label == "paper"
+    assert config.learning_rate and config.num_train_epochs == 10
+
+
+def test_what_is_given_is_kept():
+    config = UnlearningConfig(output_dir="x", variant="paper", learning_rate=0.3, energy_threshold=0.97)
+    assert config.learning_rate == 0.3 and config.energy_threshold == 0.97
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"attack": "fgms"}, "attack='fgms' is not one of 'pgd'"),
+        ({"method": "salun"}, "method='salun'"),
+        ({"variant": "fast"}, "variant='fast'"),
+        ({"constraint": "firm"}, "constraint='firm'"),
+        ({"scope": "tail"}, "scope='tail'"),
+        ({"prior": "flat"}, "prior='flat'"),
+        ({"tilt": "left"}, "tilt='left'"),
+        ({"influence_solver": "svd"}, "influence_solver='svd'"),
+        ({"influence_sign": "plus"}, "influence_sign='plus'"),
+        ({"proxy_policy": "third"}, "proxy_policy='third'"),
+        ({"pseudo_label": "x"}, "pseudo_label='x'"),
+        ({"subspace_merge": "x"}, "subspace_merge='x'"),
+        ({"holdout_share": 1.0}, "holdout_share=1.0 must be between 0 and 1"),
+        ({"energy_threshold": 1.5}, "energy_threshold=1.5"),
+        ({"proxies_per_class": 0}, "proxies_per_class=0 must be above 1|proxies_per_class=0"),
+        ({"max_proxies": 0}, "max_proxies=0"),
+        ({"proxy_budget": 0.0}, "proxy_budget=0.0"),
+        ({"proxy_weight": -1.0}, "proxy_weight=-1.0"),
+        ({"tilt_temperature": 0.0}, "tilt_temperature=0.0"),
+        ({"influence_damping": 0.0}, "influence_damping=0.0"),
+        ({"forget_views": -1}, "forget_views=-1"),
+        ({"adaptive": True, "constraint": "hard"}, "adaptive=True works on the soft constraint"),
+        ({"optim": "adamw_torch"}, "give learning_rate with optim='adamw_torch'"),
+        ({"subspace_merge": "literal"}, "use constraint='hard'"),
+        ({"remove_unused_columns": True}, "leave it False"),
+    ],
+)
+def test_an_option_out_of_range_is_named_with_the_mend(options, message):
+    with pytest.raises(UnlearningError, match=message):
+        UnlearningConfig(output_dir="x", **options)
