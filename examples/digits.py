@@ -9,7 +9,14 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessorPil, set_seed
+from transformers import (
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    set_seed,
+)
 
 from zspag_hf.data import EvalDataset
 
@@ -22,7 +29,9 @@ def digits_dataset() -> tuple[Dataset, Dataset]:
     features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})
     parts = train_test_split(range(len(images)), test_size=450, random_state=0, stratify=digits.target)
     return tuple(
-        Dataset.from_dict({"image": [images[i] for i in rows], "label": digits.target[rows].tolist()}, features=features)
+        Dataset.from_dict(
+            {"image": [images[i] for i in rows], "label": digits.target[rows].tolist()}, features=features
+        )
         for rows in parts
     )
 

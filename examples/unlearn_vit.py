@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import transformers
@@ -42,9 +43,13 @@ class ExampleArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the classifier; unset: train one on digits."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub id, or a folder with parquet files or images."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, or a folder with parquet files or images."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split that holds the images to forget."})
-    test_split: str = field(default="test", metadata={"help": "Split to evaluate on; forget images in it are left out."})
+    test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on; forget images in it are left out."}
+    )
     retrained_model: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a model trained without the classes, to compare with."}
     )
@@ -87,11 +92,13 @@ def prepare_data(arguments: ExampleArguments, config: UnlearningConfig):
         raise UnlearningError("--model_name_or_path needs --dataset_name: the images to forget and to evaluate on.")
     model, processor = load_classifier(arguments.model_name_or_path)
     mapping_file = arguments.label_mapping_file
-    mapping = json.load(open(mapping_file, encoding="utf-8")) if mapping_file else None
+    mapping = json.loads(Path(mapping_file).read_text(encoding="utf-8")) if mapping_file else None
     data = load_dataset(arguments.dataset_name)
     for split in (arguments.train_split, arguments.test_split):
         if split not in data:
-            raise UnlearningError(f"the data set has no split {split!r}, only {list(data)}: give --train_split and --test_split.")
+            raise UnlearningError(
+                f"the data set has no split {split!r}, only {list(data)}: give --train_split and --test_split."
+            )
     train, test = data[arguments.train_split], data[arguments.test_split]
     names = model_labels(model.config)
     gone = resolve_classes(config.forget_classes or [], names)
@@ -105,9 +112,7 @@ def prepare_data(arguments: ExampleArguments, config: UnlearningConfig):
 
 
 def unlearn(model, processor, forget, test, config: UnlearningConfig, retrained, mapping) -> UnlearningTrainer:
-    trainer = UnlearningTrainer(
-        model, config, forget, test, processing_class=processor, label_mapping=mapping
-    )
+    trainer = UnlearningTrainer(model, config, forget, test, processing_class=processor, label_mapping=mapping)
     trainer.train()
     trainer.evaluate(retrained=retrained)
     return trainer

@@ -95,6 +95,15 @@ class TestContract:
         if leave_early:
             assert torch.equal(result.pixels, pixels) and result.crossed.all() and (result.steps == 0).all()
 
+    def test_attacks_the_model_in_eval_mode(self, attack, victim):
+        """Batch statistics and dropout would make the answer depend on the batch."""
+        classifier, pixels, targets = victim
+        expected = attack(classifier, pixels, targets)
+        classifier.model.train()
+        result = attack(classifier, pixels, targets)
+        classifier.model.eval()
+        assert torch.equal(result.pixels, expected.pixels)
+
     def test_works_inside_no_grad(self, attack, victim):
         classifier, pixels, targets = victim
         with torch.no_grad():

@@ -35,7 +35,9 @@ def test_an_ambiguous_synonym_is_refused():
         resolve_classes(["crane"], ["crane, bird", "crane, machine"])
 
 
-@pytest.mark.parametrize("requested, message", [(NAMES, "all 5 classes"), ([], "no class to forget"), (None, "no class")])
+@pytest.mark.parametrize(
+    "requested, message", [(NAMES, "all 5 classes"), ([], "no class to forget"), (None, "no class")]
+)
 def test_none_or_all_classes_are_refused(requested, message):
     with pytest.raises(UnlearningError, match=message):
         resolve_classes(requested, NAMES)

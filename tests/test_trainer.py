@@ -1,8 +1,8 @@
 """The promises of a whole run, on tiny models with random weights."""
 
-import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_hard_form_leaves_the_proxies_subspace_alone_after_a_whole_run(tmp_path,
     run.train()
     assert isinstance(run.plan.constraint, HardConstraint)
     moved = 0
-    for layer, group, u, start, q in run.plan.constraint.parts:
+    for layer, group, u, _, q in run.plan.constraint.parts:
         now = layer.matrix(layer.weight.detach()).double()[group]
         w0 = layer.matrix(run.original_weights[layer.name]).double()[group]
         basis = torch.linalg.qr(q.double(), mode="complete").Q[:, q.shape[1] :] if u is None else u.double()
@@ -207,7 +207,7 @@ def test_a_saved_model_reloads_equal_beside_its_processor_and_report(tmp_path):
     assert all(torch.equal(again.state_dict()[k], v) for k, v in run.model.state_dict().items())
     report = UnlearningReport.load(folder)
     assert report.forget_classes == [{"id": 2, "label": "cat"}] and report.schema_version == 1
-    text = json.dumps(json.load(open(os.path.join(folder, "unlearning_report.json"))))
+    text = Path(folder, "unlearning_report.json").read_text()
     assert str(tmp_path) not in text, "no local path in the report"
 
 
@@ -218,7 +218,7 @@ def test_neither_images_nor_proxies_reach_the_output(tmp_path):
     needles = [image.numpy().tobytes() for image in run.forget.pixels]
     needles += [proxy.numpy().tobytes() for proxy in run.plan.proxies[0]]
     for name in os.listdir(run.args.output_dir):
-        data = open(os.path.join(run.args.output_dir, name), "rb").read()
+        data = Path(run.args.output_dir, name).read_bytes()
         assert not any(needle in data for needle in needles), name
     assert not any(needle in pickle.dumps(run.args) for needle in needles)
 
@@ -228,16 +228,16 @@ def test_a_failed_save_leaves_the_good_model_whole(tmp_path, monkeypatch):
     run.train()
     run.save_model()
     folder = run.args.output_dir
-    before = {name: open(os.path.join(folder, name), "rb").read() for name in os.listdir(folder)}
+    before = {name: Path(folder, name).read_bytes() for name in os.listdir(folder)}
 
     def broken(*_, **__):
-        open(os.path.join(folder, [n for n in os.listdir(folder) if n.startswith("_part-")][0], "x"), "w").close()
+        next(Path(folder).glob("_part-*")).joinpath("x").touch()
         raise OSError("no space left on device")
 
     monkeypatch.setattr(run.processing_class, "save_pretrained", broken)
     with pytest.raises(OSError, match="no space"):
         run.save_model()
-    assert {name: open(os.path.join(folder, name), "rb").read() for name in os.listdir(folder)} == before
+    assert {name: Path(folder, name).read_bytes() for name in os.listdir(folder)} == before
 
 
 # ---------------------------------------------------------------------- bad input

@@ -20,9 +20,7 @@ FAMILIES = {
         patch_size=4,
         hidden_dropout_prob=0.5,
     ),
-    "resnet": lambda: from_config(
-        "ResNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
-    ),
+    "resnet": lambda: from_config("ResNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
 }
 
 
@@ -50,7 +48,9 @@ def config(tmp_path, **options):
     return UnlearningConfig(**{**defaults, "proxies_per_class": 4, "attack_eps": 0.5, **options})
 
 
-def trainer(tmp_path, family="vit", forget=None, model=None, optimizers=(None, None), retain=None, test=None, **options):
+def trainer(
+    tmp_path, family="vit", forget=None, model=None, optimizers=(None, None), retain=None, test=None, **options
+):
     return UnlearningTrainer(
         tiny_model(family) if model is None else model,
         config(tmp_path, **options),

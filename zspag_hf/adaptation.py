@@ -89,9 +89,7 @@ class HeldOut:
         rate = self.gone[logits.argmax(1)].double().mean()
         proxies = self.classifier.predict(self.proxies)
         beside = proxies.double().softmax(1)[:, self.gone].sum(1).mean()
-        return Reading(
-            self.proxy_kl(proxies), float(js.mean()), float(probability.mean()), float(beside), float(rate)
-        )
+        return Reading(self.proxy_kl(proxies), float(js.mean()), float(probability.mean()), float(beside), float(rate))
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
@@ -127,7 +125,8 @@ def choose_damping(
 ) -> tuple[float, float, list[dict]]:
     """Energy threshold and learning rate for the first steps, from one full-batch direction per threshold.
 
-    Along -g (I + G/mu)^-1 a step is sought that moves the held-out proxies by a fiftieth of the budget; their divergence
+    Along -g (I + G/mu)^-1 a step is sought that moves the held-out proxies by a fiftieth of the budget; their
+    divergence
     grows with the square of the step, so a few evaluations find it. The threshold that has then lowered the forget loss
     most per root of that divergence is taken, and a round's share of that step.
 
@@ -176,10 +175,12 @@ def soft_loss(classifier: PixelClassifier, pixels: Tensor, targets: Tensor) -> f
 class AdaptiveControl(TrainerCallback):
     """Steers one run: rounds of steps, each kept or rolled back by what the held-out data say.
 
-    Phase "whole": every constrained layer. A round is rolled back, and the step divided by 4, when it spends more than a
+    Phase "whole": every constrained layer. A round is rolled back, and the step divided by 4, when it spends more
+    than a
     fifth of the proxy budget, exceeds the budget, or is not finite; it is doubled after a round that spends under a
-    fiftieth. A step size that was rolled back is not tried again. Ends once the held-out forget images are forgotten and the
-    divergence from their targets has stopped falling, after ``MAX_REJECTED`` rollbacks, or ``PATIENCE`` rounds without progress.
+    fiftieth. A step size that was rolled back is not tried again. Ends once the held-out forget images are forgotten
+    and the divergence from their targets has stopped falling, after ``MAX_REJECTED`` rollbacks, or ``PATIENCE`` rounds
+    without progress.
     Phase "head": only the head's rows of the forgotten classes, until no held-out forget image keeps its label.
 
     Attributes:
@@ -244,7 +245,11 @@ class AdaptiveControl(TrainerCallback):
 
     def keeps_head(self, now: Reading) -> bool:
         lower = now.forget_probability <= self.kept.forget_probability
-        return math.isfinite(now.target_js) and lower and now.proxy_forget_probability <= self.kept.proxy_forget_probability
+        return (
+            math.isfinite(now.target_js)
+            and lower
+            and now.proxy_forget_probability <= self.kept.proxy_forget_probability
+        )
 
     def accept(self, now: Reading) -> None:
         spent = now.proxy_kl - self.kept.proxy_kl
@@ -278,7 +283,9 @@ class AdaptiveControl(TrainerCallback):
         pixels, targets = self.forget
         gradient = forget_gradient(self.held_out.classifier, pixels, targets, layer)[self.head][:, ids]
         slope = float((gradient * (gradient @ self.constraint.dampings[self.head])).sum())
-        excess = soft_loss(self.held_out.classifier, pixels, targets) + float(torch.xlogy(targets, targets).sum(1).mean())
+        excess = soft_loss(self.held_out.classifier, pixels, targets) + float(
+            torch.xlogy(targets, targets).sum(1).mean()
+        )
         return max(excess, 0.0) / max(slope, 1e-12) / (1 + self.proxy_weight)
 
     def read(self) -> Reading:

@@ -85,7 +85,9 @@ class UnlearningConfig(TrainingArguments):
     )
     energy_threshold: float | None = field(
         default=None,
-        metadata={"help": "Share of the proxies' energy that sets rank (hard) or damping (soft), in (0, 1]. Unset: chosen."},
+        metadata={
+            "help": "Share of the proxies' energy that sets rank (hard) or damping (soft), in (0, 1]. Unset: chosen."
+        },
     )
     subspace_merge: str | None = field(
         default=None, metadata={"help": "gram: one Gram matrix a layer; literal: eq. 3-4 by stacked SVDs (hard form)."}
@@ -179,14 +181,18 @@ class UnlearningConfig(TrainingArguments):
                 f"adaptive=True works on the soft constraint, not on {self.constraint!r}: leave adaptive unset."
             )
         if self.adaptive and self.learning_rate is None and str(self.optim) not in ("sgd", "OptimizerNames.SGD"):
-            raise UnlearningError(f"the step size is chosen for optim='sgd': give learning_rate with optim={self.optim!r}.")
+            raise UnlearningError(
+                f"the step size is chosen for optim='sgd': give learning_rate with optim={self.optim!r}."
+            )
         if self.subspace_merge == "literal" and self.constraint == "soft":
             raise UnlearningError(
                 "subspace_merge='literal' (eq. 3-4) yields bases, not the spectrum that constraint='soft' damps by: use"
                 " constraint='hard'."
             )
         if self.remove_unused_columns:
-            raise UnlearningError("remove_unused_columns=True would drop the images before they are read: leave it False.")
+            raise UnlearningError(
+                "remove_unused_columns=True would drop the images before they are read: leave it False."
+            )
 
 
 def check_choice(name: str, value, choices) -> None:
@@ -202,4 +208,6 @@ def check_range(name: str, value, low, high=None, open_ends: bool = False) -> No
     )
     if not inside:
         span = f"above {low}" if high is None else f"between {low} and {high}"
-        raise UnlearningError(f"{name}={value!r} must be {span}{'' if open_ends or high is None else ', ends included'}.")
+        raise UnlearningError(
+            f"{name}={value!r} must be {span}{'' if open_ends or high is None else ', ends included'}."
+        )

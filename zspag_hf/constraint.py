@@ -127,13 +127,8 @@ def check_backend(accelerator) -> None:
         UnlearningError: FSDP1 or DeepSpeed flatten or shard the weights that the constraint works on.
     """
     kind = accelerator.distributed_type.value
-    if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA", "TP"):
+    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise UnlearningError(
-            f"the backend {kind} is not supported: it flattens or shards the weights that the constraint must see whole."
-            " Launch with MULTI_GPU, MULTI_CPU or one process."
-        )
-    if kind == "FSDP":
-        raise UnlearningError(
-            "the backend FSDP is not supported: it flattens or shards the weights that the constraint must see whole."
-            " Launch with MULTI_GPU, MULTI_CPU or one process."
+            f"the backend {kind} is not supported: it flattens or shards the weights that the constraint must see"
+            " whole. Launch with MULTI_GPU, MULTI_CPU or one process."
         )

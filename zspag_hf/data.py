@@ -65,12 +65,13 @@ def resolve_classes(requested: Sequence[str | int], names: Sequence[str]) -> lis
 
 def unknown_label(label: str, names: Sequence[str], found: list[int]) -> str:
     if found:
-        return f"the label {label!r} is ambiguous: it matches {shown([names[i] for i in found])}. Give one in full, or its id."
+        matches = shown([names[i] for i in found])
+        return f"the label {label!r} is ambiguous: it matches {matches}. Give one in full, or its id."
     lowered = {name.casefold(): name for name in names}
     nearest = difflib.get_close_matches(label.casefold(), lowered, n=1, cutoff=0.0)
     return (
-        f"the model has no label {label!r}. Did you mean {lowered[nearest[0]]!r}? Its {len(names)} labels, or an id from"
-        f" 0 to {len(names) - 1}: {shown(names)}."
+        f"the model has no label {label!r}. Did you mean {lowered[nearest[0]]!r}? Give one of its {len(names)} labels or"
+        f" an id from 0 to {len(names) - 1}: {shown(names)}."
     )
 
 
@@ -89,8 +90,8 @@ def reconcile_labels(
 ) -> list[int]:
     """For each label id of the data set, the model's id.
 
-    By name where every data set label is one of the model's (whole name, without regard to case). A model that was saved
-    without names (LABEL_0, LABEL_1, ...) is matched by id where the counts agree.
+    By name where every data set label is one of the model's (whole name, without regard to case). A model that was
+    saved without names (LABEL_0, LABEL_1, ...) is matched by id where the counts agree.
 
     Args:
         dataset_names: the data set's ``ClassLabel`` names; None for plain integers, taken as the model's ids.

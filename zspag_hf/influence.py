@@ -1,9 +1,10 @@
 """Influence of training on (x, label k) upon the proxies' loss, for every label at once (eq. 7-10).
 
-With g the gradient of the proxies' mean loss, H a damped curvature and v = (H + lambda I)^-1 g, the first-order change of
+With g the gradient of the proxies' mean loss, H a damped curvature and v = (H + lambda I)^-1 g, the first-order
+change of
 the proxies' loss when (x, y) is upweighted by epsilon is -epsilon v . grad l(x, y) (eq. 9). The soft cross-entropy is
-linear in y: v . grad l(x, y) = sum_k y_k a_k with a_k = -v . grad log p_k(x), so one forward-mode derivative of log p(x)
-along v gives all C influences (the literal form takes one backward pass a label).
+linear in y: v . grad l(x, y) = sum_k y_k a_k with a_k = -v . grad log p_k(x), so one forward-mode derivative of log
+p(x) along v gives all C influences (the literal form takes one backward pass a label).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def mean_gradient(
 def gauss_newton_product(
     classifier: PixelClassifier, pixels: Tensor, layers: dict[str, Layer], batch_size: int = 64
 ) -> Callable[[Vector], Vector]:
-    """u -> G u, G = mean over images of J^T (diag p - p p^T) J: positive semi-definite, unlike the Hessian of a network."""
+    """u -> G u, G = mean over images of J^T (diag p - p p^T) J: positive semi-definite, unlike the Hessian of a
+    network."""
     weights = weights_of(layers)
 
     def product(u: Vector) -> Vector:

@@ -86,7 +86,8 @@ def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
 
     Everything else is frozen: biases, norms, tokens, position tables, embeddings, and modules that never fire, such as
     the ``out_proj`` inside ``nn.MultiheadAttention``, whose weight is used without calling the module (DESIGN 4.2).
-    So are layers that are no plain product with their weight (BiT standardises it first), and layers that read something
+    So are layers that are no plain product with their weight (BiT standardises it first), and layers that read
+    something
     else than the images (the position-bias MLP of Swin V2). A weight that two modules share is listed once, under the
     first name.
 

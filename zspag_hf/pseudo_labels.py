@@ -14,7 +14,8 @@ SIGNS = ("eq10", "upweight")
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """targets ``(N, C)``, rows on the simplex; influence ``(N, C)`` or None, see :func:`zspag_hf.influence.label_influence`."""
+    """targets ``(N, C)``, rows on the simplex; influence ``(N, C)`` or None, see
+    :func:`zspag_hf.influence.label_influence`."""
 
     targets: Tensor
     influence: Tensor | None

@@ -22,7 +22,8 @@ class UnlearningReport:
 
     Attributes:
         models: "original", "masked" (original with the forgotten logits at -inf: changes no weight, and passes both
-            accuracies for free), "unlearned", "retrained" -> acc_rt, acc_ut, their micro forms, per_class, and js_ut, the
+            accuracies for free), "unlearned", "retrained" -> acc_rt, acc_ut, their micro forms, per_class, and
+            js_ut, the
             Jensen-Shannon divergence in nats from the retrained model on forgotten-class images; with forget_views also
             acc_forget_views, the share of unseen views given a forgotten label. None where a model was
             not given or not yet evaluated.
@@ -74,15 +75,21 @@ class UnlearningReport:
         first, deep, last = c["forget_probability"]
         return (
             f"chosen from the held-out proxies: damping at {c['energy_threshold']:g} of their energy, learning rate"
-            f" {c['learning_rate']:.3g}.\nWhole network for {c['whole_network_steps']} steps: probability of the forgotten"
-            f" classes {first:.3f} -> {deep:.3f}; then their rows of the head: -> {last:.4f}. Held-out proxies moved by"
-            f" {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g}). {c['steps']} steps in all."
+            f" {c['learning_rate']:.3g}.\nWhole network for {c['whole_network_steps']} steps: probability of the"
+            f" forgotten classes {first:.3f} -> {deep:.3f}; then their rows of the head: -> {last:.4f}.\nHeld-out proxies"
+            f" moved by {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g}). {c['steps']} steps in all."
         )
 
 
 def accuracy_table(rows: dict[str, dict]) -> str:
     """Named rows of acc_rt, acc_ut, and where present js_ut and seconds, as fixed-width text."""
-    columns = [("acc_rt", "acc_rt"), ("acc_ut", "acc_ut"), ("acc_forget_views", "unseen views"), ("js_ut", "JS to retrained"), ("seconds", "seconds")]
+    columns = [
+        ("acc_rt", "acc_rt"),
+        ("acc_ut", "acc_ut"),
+        ("acc_forget_views", "unseen views"),
+        ("js_ut", "JS to retrained"),
+        ("seconds", "seconds"),
+    ]
     columns = [(key, title) for key, title in columns if any(row.get(key) is not None for row in rows.values())]
     width = max([len("model"), *map(len, rows)])
     lines = ["  ".join([f"{'model':<{width}}", *(f"{title:>{max(8, len(title))}}" for _, title in columns)])]

@@ -180,7 +180,6 @@ class Spectrum:
             damped.append((vectors / (1 + values / mu)) @ vectors.T)
         return torch.stack(damped)
 
-
     def dampings(self, energy_threshold: float) -> dict[str, Tensor]:
         """:meth:`damping` of every layer; layers that share a Gram matrix share the tensor."""
         done: dict[int, Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .adaptation import jensen_shannon
@@ -32,7 +34,7 @@ from .layers import constrained_layers, head_name
 from .methods import METHODS, Plan
 from .metrics.unlearning_accuracy.unlearning_accuracy import UnlearningAccuracy
 from .pseudo_labels import retained_mask
-from .report import REPORT_NAME, UnlearningReport, peak_memory_mb, versions
+from .report import MODELS, REPORT_NAME, UnlearningReport, peak_memory_mb, versions
 
 
 class UnlearningTrainer(Trainer):
@@ -80,7 +82,6 @@ class UnlearningTrainer(Trainer):
         self.timings: dict[str, float] = {}
         self.plan: Plan | None = None
         self.report: UnlearningReport | None = None
-        self._original_logits: dict[int, Tensor] = {}
         super().__init__(
             model=model,
             args=args,
@@ -234,7 +235,8 @@ class UnlearningTrainer(Trainer):
     def load_retrained(self, retrained) -> PixelClassifier | None:
         if retrained is None:
             return None
-        model, processor = resolve_model(retrained, None if not isinstance(retrained, nn.Module) else self.processing_class)
+        own = self.processing_class if isinstance(retrained, nn.Module) else None
+        model, processor = resolve_model(retrained, own)
         if model_labels(model.config) != self.label_names_by_id:
             raise UnlearningError(
                 f"the retrained model's labels differ from the model's: {model_labels(model.config)[:5]} ... against"
@@ -243,56 +245,48 @@ class UnlearningTrainer(Trainer):
         return PixelClassifier(model.to(self.args.device), processor)
 
     def report_models(self, dataset: EvalDataset, retrained: PixelClassifier | None) -> None:
-        """Fill the report's rows; logits are gathered once a model."""
-        with self.weights(self.original_weights):
-            original, labels = self.logits(self.classifier, dataset)
-        masked = original.masked_fill(~retained_mask(original.shape[1], self.forget_ids), -torch.inf)
-        rows = {"original": original, "masked": masked, "unlearned": self.logits(self.classifier, dataset)[0]}
+        """Fill the report's rows; every image is decoded once, every model's logits gathered once."""
+        models = {"original": self.original(), "unlearned": self.classifier}
         if retrained is not None:
-            rows["retrained"] = self.logits(retrained, dataset)[0]
-        gone = torch.isin(labels, torch.tensor(self.forget_ids))
-        views = self.view_accuracies(retrained)
-        for name, logits in rows.items():
-            scores = accuracies(logits.numpy(), labels.numpy(), self.forget_ids)
+            models["retrained"] = retrained
+        rows, labels = self.logits(models, dataset)
+        gone = ~retained_mask(self.classifier.num_labels, self.forget_ids)
+        rows["masked"] = rows["original"].masked_fill(gone, -torch.inf)
+        forgotten, views = gone[labels], self.view_accuracies(models)
+        for name in (n for n in MODELS if n in rows):
+            scores = accuracies(rows[name].numpy(), labels.numpy(), self.forget_ids)
             scores["per_class"] = {self.label_names_by_id[k]: a for k, a in scores["per_class"].items()}
             scores["js_ut"] = None
-            if retrained is not None and gone.any():
-                p, q = (x[gone].double().softmax(1) for x in (logits, rows["retrained"]))
+            if retrained is not None and forgotten.any():
+                p, q = (rows[n][forgotten].double().softmax(1) for n in (name, "retrained"))
                 scores["js_ut"] = float(jensen_shannon(p, q).mean())
             self.report.models[name] = scores | {"acc_forget_views": views.get(name)}
 
-    def view_accuracies(self, retrained: PixelClassifier | None) -> dict[str, float]:
+    def original(self) -> PixelClassifier:
+        """A copy of the model with the weights that it came with."""
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, weight in self.original_weights.items():
+                model.get_submodule(name).weight.copy_(weight)
+        return PixelClassifier(model, self.processing_class)
+
+    def view_accuracies(self, models: dict[str, PixelClassifier]) -> dict[str, float]:
         """Share of unseen views of the forget images that each model gives a forgotten label; {} without views."""
-        pixels = self.forget.unseen
+        pixels, gone = self.forget.unseen, torch.tensor(self.forget_ids)
         if pixels is None:
             return {}
-        share = lambda c: float(torch.isin(c.predict(pixels).argmax(1), torch.tensor(self.forget_ids)).float().mean())  # noqa: E731
-        with self.weights(self.original_weights):
-            found = {"original": share(self.classifier)}
-        found |= {"masked": 0.0, "unlearned": share(self.classifier)}
-        return found | ({"retrained": share(retrained)} if retrained is not None else {})
+        found = {name: torch.isin(model.predict(pixels).argmax(1), gone) for name, model in models.items()}
+        return {"masked": 0.0} | {name: float(share.float().mean()) for name, share in found.items()}
 
-    def logits(self, classifier: PixelClassifier, dataset: EvalDataset) -> tuple[Tensor, Tensor]:
-        """Logits ``(N, C)`` and labels ``(N,)`` of a whole data set, gathered over processes with exact counts."""
-        parts = []
-        for batch in self.get_eval_dataloader(dataset):
-            out = classifier.predict(batch["pixels"], self.args.eval_batch_size).to(self.args.device)
-            parts.append([x.cpu() for x in self.accelerator.gather_for_metrics((out, batch["labels"]))])
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-    @contextlib.contextmanager
-    def weights(self, weights: dict[str, Tensor]):
-        """Put other weights into the constrained layers for a while."""
-        now = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        with torch.no_grad():
-            for name, weight in weights.items():
-                self.layers[name].weight.copy_(weight)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, weight in now.items():
-                    self.layers[name].weight.copy_(weight)
+    def logits(self, models: dict[str, PixelClassifier], dataset: EvalDataset) -> tuple[dict[str, Tensor], Tensor]:
+        """Name -> logits ``(N, C)``, and labels ``(N,)``, gathered over processes with exact counts."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in (*models, "labels")}
+        for batch in tqdm(self.get_eval_dataloader(dataset), desc="Report", disable=self.quiet):
+            out = {name: model.predict(batch["pixels"]).to(self.args.device) for name, model in models.items()}
+            for name, rows in self.accelerator.gather_for_metrics({**out, "labels": batch["labels"]}).items():
+                parts[name].append(rows.cpu())
+        joined = {name: torch.cat(rows) for name, rows in parts.items()}
+        return joined, joined.pop("labels")
 
     # ------------------------------------------------------------------ report and saving
 
@@ -304,7 +298,7 @@ class UnlearningTrainer(Trainer):
             choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
             choice["probe"] = facts["probe"]
         changes = {name: self.weight_change(name) for name in self.layers}
-        options = {k: getattr(args, k) for k in UnlearningConfig.__annotations__ if k not in ("output_dir", "report_to")}
+        options = {name: getattr(args, name) for name in UnlearningConfig.__annotations__ if name != "output_dir"}
         return UnlearningReport(
             method=args.method,
             forget_classes=[{"id": i, "label": self.label_names_by_id[i]} for i in self.forget_ids],

@@ -9,4 +9,4 @@ METHODS: dict[str, type[Method]] = {
     "random_labels": RandomLabels,
 }
 
-__all__ = ["METHODS", "Method", "Plan", "RandomLabels", "ZSPAG"]
+__all__ = ["METHODS", "ZSPAG", "Method", "Plan", "RandomLabels"]

@@ -26,5 +26,7 @@ class RandomLabels(Method):
             from .zspag import build_constraint, gather_proxies, gather_subspaces
 
             proxies = gather_proxies(trainer, forget.pixels, trainer.args.proxies_per_class, trainer.args.max_proxies)
-            plan.constraint = build_constraint(trainer, gather_subspaces(trainer, proxies), trainer.args.energy_threshold)
+            plan.constraint = build_constraint(
+                trainer, gather_subspaces(trainer, proxies), trainer.args.energy_threshold
+            )
         return plan

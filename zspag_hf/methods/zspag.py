@@ -224,6 +224,11 @@ def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor
         else:
             free = torch.stack([torch.eye(layer.d_in, dtype=torch.float64) - v @ v.T for v in basis.vectors])
         facts.append(
-            {"name": name, "d_in": layer.d_in, "rank": basis.rank, "free_forget_energy": free_energy(forget[name], free)}
+            {
+                "name": name,
+                "d_in": layer.d_in,
+                "rank": basis.rank,
+                "free_forget_energy": free_energy(forget[name], free),
+            }
         )
     return facts

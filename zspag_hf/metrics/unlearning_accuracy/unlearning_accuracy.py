@@ -4,11 +4,12 @@ import datasets
 import evaluate
 import numpy as np
 
-_DESCRIPTION = """acc_rt and acc_ut: unweighted means over classes of the test accuracy on retained and on forgotten classes,
+_DESCRIPTION = """acc_rt and acc_ut: unweighted means over classes of the test accuracy on retained and on forgotten
+classes,
 as the paper reports them, in [0, 1]. acc_rt: higher is better. acc_ut: lower is better, 0 for a retrained model."""
 
-_CITATION = """@inproceedings{chen2025zspag, title={Zero-Shot Machine Unlearning with Proxy Adversarial Data Generation},
-author={Chen, Huiqiang and Zhu, Tianqing and Yu, Xin and Zhou, Wanlei}, booktitle={IJCAI}, year={2025}}"""
+_CITATION = """@inproceedings{chen2025zspag, title={Zero-Shot Machine Unlearning with Proxy Adversarial Data
+Generation}, author={Chen, Huiqiang and Zhu, Tianqing and Yu, Xin and Zhou, Wanlei}, booktitle={IJCAI}, year={2025}}"""
 
 _INPUTS = """predictions: label ids, one an image. references: true label ids. forget_ids: the forgotten label ids.
 Returns acc_rt, acc_ut (mean over classes), acc_rt_micro, acc_ut_micro (mean over images) and per_class, a dict from
@@ -21,9 +22,7 @@ class UnlearningAccuracy(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
         )
 
     def _compute(self, predictions, references, forget_ids):

@@ -1,0 +1,13 @@
+.PHONY: install test style example
+
+install:
+	pip install -c constraints.txt -e ".[test]"
+
+test:
+	pytest
+
+style:
+	ruff check . && ruff format --check .
+
+example:
+	accelerate launch examples/unlearn_vit.py

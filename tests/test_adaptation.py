@@ -1,0 +1,186 @@
+"""The rules that steer a run, on a linear model where every reading is known."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cases import linear_classifier, two_layer_classifier
+
+from zspag_hf.adaptation import (
+    MAX_REJECTED,
+    ROUND_STEPS,
+    AdaptiveControl,
+    HeldOut,
+    Reading,
+    choose_damping,
+    forget_gradient,
+    jensen_shannon,
+    soft_loss,
+)
+from zspag_hf.constraint import SoftConstraint
+from zspag_hf.layers import constrained_layers
+from zspag_hf.pseudo_labels import pseudo_labels
+from zspag_hf.subspaces import Spectrum, collect_grams
+
+
+def setting(classifier=None):
+    """A classifier, its layers, forget images with targets, proxies, and the held-out view of them."""
+    classifier = classifier or two_layer_classifier(width=6, num_labels=4)
+    forget, proxies = torch.rand(12, 1, 2, 2), torch.rand(16, 1, 2, 2)
+    targets = pseudo_labels(classifier.predict(forget), [1], None).targets
+    layers = constrained_layers(classifier.model, lambda: classifier(forget.double()))
+    grams = collect_grams(classifier, proxies, torch.arange(16) % 3, layers)
+    held = HeldOut(classifier, proxies, forget, targets, [1])
+    return SimpleNamespace(
+        classifier=classifier, forget=forget, targets=targets, layers=layers, spectrum=Spectrum(grams), held=held
+    )
+
+
+def test_jensen_shannon_of_equal_and_disjoint_rows():
+    p = torch.tensor([[0.2, 0.8, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    q = torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.4, 0.6]], dtype=torch.float64)
+    assert jensen_shannon(p, q).tolist() == pytest.approx([0.0, math.log(2)], abs=1e-12)
+    torch.testing.assert_close(jensen_shannon(p, q), jensen_shannon(q, p))
+
+
+def test_held_out_readings_start_at_zero_and_ignore_the_forgotten_logit():
+    s = setting()
+    assert s.held.read().proxy_kl == pytest.approx(0, abs=1e-12)
+    head = list(s.layers.values())[-1]
+    with torch.no_grad():
+        head.weight[1] -= 5.0  # the forgotten row alone
+    assert s.held.read().proxy_kl == pytest.approx(0, abs=1e-7)
+    with torch.no_grad():
+        head.weight[0] -= 1.0
+    assert s.held.read().proxy_kl > 1e-3
+
+
+def test_a_masked_model_reads_as_forgotten_and_on_target():
+    s = setting(linear_classifier(num_labels=4, channels=1, size=2))
+    with torch.no_grad():
+        s.classifier.model.layers[1].bias[1] = -1e6
+    now = s.held.read()
+    assert now.forget_probability < 1e-9 and now.forget_rate == 0 and now.proxy_forget_probability < 1e-9
+    assert now.target_js == pytest.approx(0, abs=1e-7)
+
+
+def test_forget_gradient_is_autograds():
+    s = setting()
+    found = forget_gradient(s.classifier, s.forget, s.targets, s.layers, batch_size=5)
+    loss = torch.nn.functional.cross_entropy(s.classifier(s.forget.double()), s.targets.double())
+    expected = torch.autograd.grad(loss, [layer.weight for layer in s.layers.values()])
+    for (name, layer), grad in zip(s.layers.items(), expected, strict=True):
+        torch.testing.assert_close(found[name], layer.matrix(grad))
+
+
+def test_the_first_step_stays_inside_its_share_and_the_weights_come_back():
+    s = setting()
+    before = {name: layer.weight.detach().clone() for name, layer in s.layers.items()}
+    threshold, rate, probe = choose_damping(s.held, s.spectrum, s.layers, s.forget, s.targets, 0.01, (0.9, 0.999))
+    assert [record["energy_threshold"] for record in probe] == [0.9, 0.999]
+    assert all(record["proxy_kl"] <= 0.01 / 50 for record in probe)
+    assert all(record["forget_loss_drop"] > 0 for record in probe)
+    best = max(probe, key=lambda record: record["gain"])
+    assert threshold == best["energy_threshold"] and rate == best["step"] / ROUND_STEPS
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in s.layers.items())
+
+
+class Run:
+    """An AdaptiveControl fed with scripted readings in place of a model's."""
+
+    def __init__(self, readings, scope="auto", budget=0.01):
+        s = setting()
+        constraint = SoftConstraint(s.layers, s.spectrum.dampings(0.9))
+        self.control = AdaptiveControl(
+            s.held, constraint, s.layers, list(s.layers)[-1], budget, scope, 0.1, (s.forget, s.targets), 1.0, dict
+        )
+        script = iter(readings)
+        self.control.read = lambda: next(script)
+        self.args, self.state = SimpleNamespace(max_steps=10_000), SimpleNamespace(global_step=0)
+        self.signal = SimpleNamespace(should_training_stop=False)
+        self.layers, self.constraint = s.layers, constraint
+        self.control.on_train_begin(self.args, self.state, self.signal)
+
+    def round(self):
+        """One round of steps that move every weight by 1."""
+        with torch.no_grad():
+            for layer in self.layers.values():
+                layer.weight.add_(1.0)
+        for _ in range(ROUND_STEPS):
+            self.state.global_step += 1
+            self.control.on_step_end(self.args, self.state, self.signal)
+
+
+def reading(kl=0.0, js=0.5, p=0.5, beside=0.1, rate=1.0):
+    return Reading(kl, js, p, beside, rate)
+
+
+@pytest.mark.parametrize(
+    "bad", [reading(kl=0.0021), reading(js=float("nan")), reading(kl=float("nan")), reading(kl=float("inf"))]
+)
+def test_a_round_that_costs_too_much_is_rolled_back(bad):
+    run = Run([reading(), bad])
+    before = {name: layer.weight.detach().clone() for name, layer in run.layers.items()}
+    run.round()
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in run.layers.items())
+    assert run.constraint.step_scale == 0.25 and not run.control.curve[-1]["kept"]
+
+
+def test_the_budget_is_never_exceeded_in_small_steps():
+    run = Run([reading(kl=0.0015 * i) for i in range(8)])
+    for _ in range(7):
+        run.round()
+    kept = [entry["proxy_kl"] for entry in run.control.curve if entry["kept"]]
+    assert max(kept) <= 0.01 and not run.control.curve[-1]["kept"]
+
+
+def test_a_cheap_round_doubles_the_step_and_a_failed_step_is_not_tried_again():
+    run = Run([reading(), reading(js=0.4), reading(js=0.3), reading(kl=0.5, js=0.3), *[reading(js=0.2)] * 5])
+    scales = []
+    for _ in range(6):
+        run.round()
+        scales.append(run.constraint.step_scale)
+    assert scales[:3] == [2.0, 4.0, 1.0]
+    assert max(scales[3:]) == 2.0, "4 was rolled back"
+
+
+def test_what_the_whole_network_cannot_do_the_head_finishes():
+    worse = reading(kl=1.0)
+    run = Run([reading(), *[worse] * MAX_REJECTED, reading(p=0.2, rate=0.1), reading(p=0.005, rate=0.0)])
+    for _ in range(MAX_REJECTED):
+        run.round()
+    assert run.control.phase == "head" and run.constraint.only == (run.control.head, [1])
+    run.round()
+    assert not run.signal.should_training_stop
+    run.round()
+    assert run.signal.should_training_stop
+    assert run.control.summary()["phase_at_end"] == "head"
+
+
+def test_a_head_round_that_raises_the_forgotten_class_elsewhere_is_rolled_back():
+    run = Run([reading(), reading(p=0.1, beside=0.2)], scope="head")
+    assert run.control.phase == "head"
+    run.round()
+    assert not run.control.curve[-1]["kept"]
+
+
+def test_scope_all_never_enters_the_head():
+    run = Run([reading(), *[reading(kl=1.0)] * MAX_REJECTED], scope="all")
+    for _ in range(MAX_REJECTED):
+        run.round()
+    assert run.signal.should_training_stop and run.control.phase == "whole"
+
+
+def test_a_forgotten_set_that_has_settled_ends_the_run():
+    run = Run([reading(js=0.1), reading(js=0.02, p=0.005, rate=0.0), reading(js=0.019, p=0.004, rate=0.0)])
+    run.round()
+    assert not run.signal.should_training_stop, "still falling"
+    run.round()
+    assert run.signal.should_training_stop and run.control.phase == "whole"
+
+
+def test_soft_loss_is_the_mean_soft_cross_entropy():
+    s = setting()
+    expected = -(s.targets * s.classifier.predict(s.forget).log_softmax(1)).sum(1).mean()
+    assert soft_loss(s.classifier, s.forget, s.targets) == pytest.approx(float(expected), rel=1e-6)

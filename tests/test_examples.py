@@ -1,0 +1,113 @@
+"""The main job on real digits, as a user runs it, and over two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import images, tiny_model, tiny_processor
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+QUIET = ["--disable_tqdm", "true", "--use_cpu", "true"]
+
+
+def run(*arguments, cwd, launcher=(sys.executable,), check=True):
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*launcher, str(EXAMPLES / "unlearn_vit.py"), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The example without arguments: its folder, report and printed text."""
+    folder = tmp_path_factory.mktemp("digits")
+    launcher = (str(Path(sys.executable).parent / "accelerate"), "launch")
+    done = run(*QUIET, cwd=folder, launcher=launcher)
+    out = folder / "outputs" / "digits"
+    return folder, json.loads((out / "unlearning_report.json").read_text()), done.stdout
+
+
+def test_digits_forget_a_class_at_no_cost(digits):
+    _, report, _ = digits
+    models = report["models"]
+    original = (9 * models["original"]["acc_rt"] + models["original"]["acc_ut"]) / 10
+    assert original >= 0.95, "the classifier to unlearn is a good one"
+    assert models["unlearned"]["acc_ut"] == 0
+    assert models["unlearned"]["acc_rt"] >= models["original"]["acc_rt"]
+    assert models["unlearned"]["js_ut"] <= models["masked"]["js_ut"] + 0.005
+
+
+def test_the_table_names_every_model_and_random_labels_lose(digits):
+    _, report, text = digits
+    for name in ("original", "random labels, unconstrained", "paper's literal form", "last layer only", "masked"):
+        assert name in text
+    line = next(line for line in text.splitlines() if line.startswith("random labels"))
+    assert float(line.split()[3]) < report["models"]["unlearned"]["acc_rt"] - 0.1
+    assert "chosen from the held-out proxies" in text
+
+
+def test_a_users_model_and_folder_of_images(digits, tmp_path):
+    """A second run takes the first one's result as its model, and an image folder as its data."""
+    data = tmp_path / "data"
+    for split, count in (("train", 20), ("test", 6)):
+        for name in ("ant", "bee", "cat"):
+            (data / split / name).mkdir(parents=True)
+            for i, row in enumerate(images([0] * count, seed=len(name) + count)):
+                row["image"].save(data / split / name / f"{i}.png")
+    model = tiny_model(names=["ant", "bee", "cat", "dog", "elk"])
+    model.save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    options = ["--model_name_or_path", "model", "--dataset_name", data, "--forget_classes", "cat", *QUIET]
+    done = run(*options, "--max_forget_samples", 12, "--max_steps", 20, "--output_dir", "out", cwd=tmp_path)
+    report = json.loads((tmp_path / "out" / "unlearning_report.json").read_text())
+    assert report["forget_images"] == 12 and report["models"]["retrained"] is None
+    assert "forgotten: cat (12 images)" in done.stdout
+
+
+def test_a_yaml_file_is_enough(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "dataset_name: nowhere\nmodel_name_or_path: no/such-model\nforget_classes: [cat]\n"
+    )
+    done = run("run.yaml", cwd=tmp_path, check=False)
+    assert done.returncode != 0 and "cannot load an image classifier from 'no/such-model'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_two_processes_equal_one(tmp_path):
+    """Same proxies, readings and weights from one process with batch 8 and from two with batch 4."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from tiny import trainer; from safetensors.torch import save_file\n"
+        "run = trainer(Path(sys.argv[1]), max_steps=40, per_device_train_batch_size=int(sys.argv[2]), test=None)\n"
+        "run.train()\n"
+        "if run.is_world_process_zero():\n"
+        "    state = {k: v.contiguous() for k, v in run.model.state_dict().items()}\n"
+        "    save_file(state, sys.argv[1] + '/w.safetensors')\n"
+    )
+    tests = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    for name, command in (
+        ("one", [sys.executable, script, tmp_path / "one", 8]),
+        ("two", [*launcher, script, tmp_path / "two", 4]),
+    ):
+        (tmp_path / name).mkdir()
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+    from safetensors.torch import load_file
+
+    one, two = (load_file(tmp_path / name / "w.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=1e-5, rtol=1e-4, msg=key)
