@@ -8,9 +8,9 @@ from cases import MODELS, linear_classifier, processor
 from PIL import Image
 from torch import nn
 
+from zspag_hf.checks import check_trainable
 from zspag_hf.classifier import (
     PixelClassifier,
-    check_trainable,
     load_classifier,
     load_processor,
     to_pixels,

@@ -7,7 +7,8 @@ from accelerate.utils import DistributedType
 from cases import LAYERS, MODELS
 from torch import nn
 
-from zspag_hf.constraint import HardConstraint, SoftConstraint, attach, check_backend, freeze_unconstrained
+from zspag_hf.checks import check_backend
+from zspag_hf.constraint import HardConstraint, SoftConstraint, attach, freeze_unconstrained
 from zspag_hf.errors import UnlearningError
 from zspag_hf.layers import as_layer, constrained_layers
 from zspag_hf.subspaces import Basis, Spectrum, collect_grams
@@ -138,6 +139,16 @@ class TestHard:
         assert (module(protected) - before[0]).abs().max() < 1e-5
         assert (module(other) - before[1]).abs().mean() > 0.1
 
+    def test_the_smaller_form_is_stored(self):
+        """U and W0 U up to half the width, else W0 and the complement."""
+        layer = as_layer("it", nn.Linear(10, 4))
+
+        def stored(rank):
+            (part,) = HardConstraint({"it": layer}, {"it": random_basis(layer, rank)}).parts
+            return sum(x.numel() for x in part if isinstance(x, torch.Tensor))
+
+        assert [stored(rank) for rank in (1, 5, 6, 9)] == [10 + 4, 50 + 20, 40 + 40, 40 + 10]
+
     def test_a_layer_without_a_basis_is_free(self):
         free, held = nn.Linear(6, 6), nn.Linear(6, 6)
         twin = nn.Linear(6, 6)
@@ -212,7 +223,7 @@ class TestSoft:
         torch.testing.assert_close(displacement(layer, before), expected)
 
     def test_dampings_may_be_replaced_and_shared(self):
-        modules = {name: nn.Linear(6, 4).double() for name in "qk"}
+        modules = {name: nn.Linear(6, 4) for name in "qk"}
         layers = {name: as_layer(name, module) for name, module in modules.items()}
         shared = random_damping(layers["q"])
         constraint = SoftConstraint(layers, {"q": shared, "k": shared})
@@ -221,10 +232,19 @@ class TestSoft:
         optimizer = OPTIMIZERS["sgd"]([m.weight for m in modules.values()])
         attach(constraint, optimizer)
         before = modules["q"].weight.detach().clone()
-        train(
-            nn.Sequential(modules["q"], nn.Linear(4, 6).double(), modules["k"]), torch.randn(4, 6).double(), optimizer
-        )
+        train(nn.Sequential(modules["q"], nn.Linear(4, 6), modules["k"]), torch.randn(4, 6), optimizer)
         assert torch.equal(modules["q"].weight, before)
+
+    def test_attached_twice_damps_once(self):
+        module, x = nn.Linear(6, 4).double(), torch.randn(4, 6, dtype=torch.float64)
+        layer, before = as_layer("it", module), module.weight.detach().clone()
+        damping, optimizer = random_damping(layer), OPTIMIZERS["sgd"](module.parameters())
+        twin, constraint = Twin(layer, optimizer), SoftConstraint({"it": layer}, {"it": damping})
+        attach(constraint, optimizer)
+        attach(constraint, optimizer)
+        train(module, x, optimizer)
+        torch.testing.assert_close(displacement(layer, before), sum(twin.updates) @ damping)
+        assert constraint.before == {}, "no copy of the weights outlives the step"
 
     def test_extremes(self):
         """No damping is the plain optimizer; full damping, or a step of 0, is no step."""

@@ -381,6 +381,38 @@ def kernels():
     return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
 
 
+@pytest.mark.parametrize("stage", ["mean_gradient", "gauss_newton", "factors", "influence"])
+def test_stages_run_in_eval_mode(stage):
+    """Dropout and batch statistics have no place in a derivative; running statistics must not move."""
+    classifier, pixels, labels, layers = whole("resnet")
+    v = random_vector(layers)
+    run = {
+        "mean_gradient": lambda: mean_gradient(classifier, pixels, labels, layers),
+        "gauss_newton": lambda: gauss_newton_product(classifier, pixels, layers)(v),
+        "factors": lambda: output_gradient_factors(classifier, pixels, layers),
+        "influence": lambda: {"all": label_influence(classifier, pixels, v, layers)},
+    }[stage]
+    expected, state = run(), {name: value.clone() for name, value in classifier.state_dict().items()}
+    classifier.model.train()
+    got = run()
+    for name, part in expected.items():
+        torch.testing.assert_close(got[name], part)
+    assert all(torch.equal(value, state[name]) for name, value in classifier.state_dict().items())
+
+
+@pytest.fixture
+def every_kernel():
+    """All attention kernels on, as they are by default; as they were afterwards."""
+    cuda, before = torch.backends.cuda, kernels()
+    switches = cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_math_sdp, cuda.enable_cudnn_sdp
+    for switch in switches:
+        switch(True)
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch(value)
+
+
+@pytest.mark.usefixtures("every_kernel")
 class TestMathAttention:
     def test_restores_the_kernels(self):
         before = kernels()
@@ -394,12 +426,9 @@ class TestMathAttention:
     def test_restores_what_the_user_had_switched_off(self):
         before = kernels()
         torch.backends.cuda.enable_flash_sdp(False)
-        try:
-            with math_attention():
-                pass
-            assert kernels() == (False, *before[1:])
-        finally:
-            torch.backends.cuda.enable_flash_sdp(before[0])
+        with math_attention():
+            pass
+        assert kernels() == (False, *before[1:])
 
     def test_the_stage_functions_restore_them_too(self):
         before = kernels()

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cases import FlatClassifier, ModelCase, Recorder, randomised
@@ -155,10 +157,11 @@ class TestSharedInputs:
         class Twice(FlatClassifier):
             def forward(self, pixel_values):
                 x = self.layers[0](pixel_values)
-                self.layers[1](x), self.layers[2](x.clone()), self.layers[3](x)
-                return super().forward(pixel_values)
+                h = self.layers[1](x)
+                self.layers[2](h), self.layers[3](x), self.layers[4](x.clone())
+                return SimpleNamespace(logits=self.layers[2](x) + self.layers[3](h))
 
-        model = Twice(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+        model = Twice(*(nn.Linear(4, 4) for _ in range(4)))
         classifier, pixels, layers = prepare(ModelCase("twice", lambda: model, 2, 1))
         grams = collect_grams(classifier, pixels, LABELS, layers, batch_size=batch_size)
         for name in layers:
@@ -179,9 +182,9 @@ class TestSharedInputs:
                 x = self.layers[0](pixel_values).clone()
                 first = self.layers[1](x)
                 x.mul_(2).add_(1)
-                return super().forward((first + self.layers[2](x)).view_as(pixel_values))
+                return SimpleNamespace(logits=first + self.layers[2](x))
 
-        model = InPlace(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+        model = InPlace(nn.Linear(4, 4), nn.Linear(4, 4))
         classifier, pixels, layers = prepare(ModelCase("in_place", lambda: model, 2, 1))
         grams = collect_grams(classifier, pixels, LABELS, layers)
         assert grams["layers.1"] is not grams["layers.2"]
@@ -250,6 +253,8 @@ class TestRank:
             assert r == 1 or values[: r - 1].sum() / values.sum() < threshold
 
     def test_rounding_does_not_add_directions(self):
+        values = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+        assert values.cumsum(0)[1] < 0.9 and rank_at(values, 0.9) == 2
         values = torch.cat([torch.full((3,), 1 / 3, dtype=torch.float64), torch.full((5,), 1e-18, dtype=torch.float64)])
         assert rank_at(values, 1.0) == 3
 

@@ -10,7 +10,8 @@ from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
 from zspag_hf import METHODS, UnlearningError, UnlearningReport, UnlearningTrainer
-from zspag_hf.constraint import HardConstraint, SoftConstraint, check_backend
+from zspag_hf.checks import check_backend, check_launch
+from zspag_hf.constraint import HardConstraint, SoftConstraint
 
 FIXED = {"adaptive": False, "max_steps": 6, "per_device_train_batch_size": 4, "proxy_policy": "quota"}
 ROUGH = {"gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "weight_decay": 0.1}
@@ -317,8 +318,6 @@ def test_a_backend_that_hides_the_weights_is_refused(kind):
 
 def test_a_launch_that_started_too_few_processes_is_refused(tmp_path, monkeypatch):
     from types import SimpleNamespace
-
-    from zspag_hf.trainer import check_launch
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UnlearningError, match="2 processes were asked for and 1 run"):

@@ -29,6 +29,7 @@ from .subspaces import Spectrum
 
 ROUND_STEPS = 10  # optimizer steps between two looks at the held-out data
 MAX_REJECTED = 6  # rounds rolled back before the deep layers are left alone
+SLACK = 0.1  # a round may raise the divergence from the targets by this share, and ends the run if it lowers it less
 PATIENCE = 10  # rounds without 2 % less divergence from the target
 PROBE_IMAGES = 256  # forget images that the first step is chosen on
 THRESHOLDS = (0.9, 0.99, 0.999, 0.9999)
@@ -175,12 +176,11 @@ def soft_loss(classifier: PixelClassifier, pixels: Tensor, targets: Tensor) -> f
 class AdaptiveControl(TrainerCallback):
     """Steers one run: rounds of steps, each kept or rolled back by what the held-out data say.
 
-    Phase "whole": every constrained layer. A round is rolled back, and the step divided by 4, when it spends more
-    than a
-    fifth of the proxy budget, exceeds the budget, or is not finite; it is doubled after a round that spends under a
-    fiftieth. A step size that was rolled back is not tried again. Ends once the held-out forget images are forgotten
-    and the divergence from their targets has stopped falling, after ``MAX_REJECTED`` rollbacks, or ``PATIENCE`` rounds
-    without progress.
+    Phase "whole": every constrained layer. A round is rolled back, and the step divided by 4, when it spends more than
+    a fifth of the proxy budget, exceeds the budget, leads away from the targets, or is not finite; the step is doubled
+    after a round that spends under a fiftieth. A step size that was rolled back is not tried again. Ends once the
+    held-out forget images are forgotten and the divergence from their targets has stopped falling, after
+    ``MAX_REJECTED`` rollbacks, or ``PATIENCE`` rounds without progress.
     Phase "head": only the head's rows of the forgotten classes, until no held-out forget image keeps its label.
 
     Attributes:
@@ -241,7 +241,8 @@ class AdaptiveControl(TrainerCallback):
 
     def keeps_whole(self, now: Reading) -> bool:
         spent = now.proxy_kl - self.kept.proxy_kl
-        return math.isfinite(now.target_js) and now.proxy_kl <= self.budget and spent <= self.budget / 5
+        forward = now.target_js <= (1 + SLACK) * self.kept.target_js  # False for nan
+        return forward and now.proxy_kl <= self.budget and spent <= self.budget / 5
 
     def keeps_head(self, now: Reading) -> bool:
         lower = now.forget_probability <= self.kept.forget_probability
@@ -255,10 +256,11 @@ class AdaptiveControl(TrainerCallback):
         spent = now.proxy_kl - self.kept.proxy_kl
         if self.phase == "head" or spent < self.budget / 50:
             self.constraint.step_scale = min(2 * self.constraint.step_scale, self.ceiling)
-        self.settled = self.is_forgotten() and now.target_js > 0.9 * self.kept.target_js
+        slow = now.target_js > (1 - SLACK) * self.kept.target_js
         self.stalled = 0 if now.target_js < 0.98 * self.best else self.stalled + 1
         self.best = min(self.best, now.target_js)
         self.kept = now
+        self.settled = slow and self.is_forgotten()
         self.snapshot()
 
     def whole_is_done(self) -> bool:

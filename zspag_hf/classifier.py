@@ -126,20 +126,6 @@ def load_processor(model: str | os.PathLike, **hub_options):
         ) from error
 
 
-def check_trainable(model: nn.Module) -> None:
-    """Refuse weights in half precision: a projection rounded to them leaks 6e-3 of the update.
-
-    Raises:
-        UnlearningError: a floating-point parameter is not float32 or float64.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
-            raise UnlearningError(
-                f"parameter {name!r} is stored as {parameter.dtype}: load the model with dtype=torch.float32 (bf16=True"
-                " in the config still computes in half precision)."
-            )
-
-
 def first_line(error: Exception) -> str:
     """The first sentence of a library's error, for quoting in ours."""
     text = str(error).strip() or type(error).__name__

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import UnlearningError
 from .layers import Layer
 from .subspaces import Basis
 
@@ -118,17 +117,3 @@ def freeze_unconstrained(model: torch.nn.Module, names: set[str]) -> None:
     weights = {id(model.get_submodule(name).weight) for name in names}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in weights)
-
-
-def check_backend(accelerator) -> None:
-    """Refuse what would make the constraint inexact.
-
-    Raises:
-        UnlearningError: FSDP1 or DeepSpeed flatten or shard the weights that the constraint works on.
-    """
-    kind = accelerator.distributed_type.value
-    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise UnlearningError(
-            f"the backend {kind} is not supported: it flattens or shards the weights that the constraint must see"
-            " whole. Launch with MULTI_GPU, MULTI_CPU or one process."
-        )

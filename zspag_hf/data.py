@@ -70,8 +70,8 @@ def unknown_label(label: str, names: Sequence[str], found: list[int]) -> str:
     lowered = {name.casefold(): name for name in names}
     nearest = difflib.get_close_matches(label.casefold(), lowered, n=1, cutoff=0.0)
     return (
-        f"the model has no label {label!r}. Did you mean {lowered[nearest[0]]!r}? Give one of its {len(names)} labels or"
-        f" an id from 0 to {len(names) - 1}: {shown(names)}."
+        f"the model has no label {label!r}. Did you mean {lowered[nearest[0]]!r}? Give one of its {len(names)} labels"
+        f" or an id from 0 to {len(names) - 1}: {shown(names)}."
     )
 
 

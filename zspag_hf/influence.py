@@ -69,6 +69,7 @@ def gauss_newton_product(
 ) -> Callable[[Vector], Vector]:
     """u -> G u, G = mean over images of J^T (diag p - p p^T) J: positive semi-definite, unlike the Hessian of a
     network."""
+    classifier.model.eval()
     weights = weights_of(layers)
 
     def product(u: Vector) -> Vector:
@@ -169,6 +170,7 @@ def unit_mean(factor: Tensor) -> Tensor:
 
 def output_gradient_factors(classifier, pixels, layers, batch_size=64, seed=0) -> dict[str, Tensor]:
     """Layer name -> ``(groups, out/groups, out/groups)``, the second moment of the loss gradient at its output."""
+    classifier.model.eval()
     generator = torch.Generator().manual_seed(seed)
     factors = {}
     for name, layer in layers.items():  # zeros stay for a layer whose output does not reach the logits

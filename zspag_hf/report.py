@@ -76,8 +76,8 @@ class UnlearningReport:
         return (
             f"chosen from the held-out proxies: damping at {c['energy_threshold']:g} of their energy, learning rate"
             f" {c['learning_rate']:.3g}.\nWhole network for {c['whole_network_steps']} steps: probability of the"
-            f" forgotten classes {first:.3f} -> {deep:.3f}; then their rows of the head: -> {last:.4f}.\nHeld-out proxies"
-            f" moved by {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g}). {c['steps']} steps in all."
+            f" forgotten classes {first:.3f} -> {deep:.3f}; then their rows of the head: -> {last:.4f}.\nHeld-out"
+            f" proxies moved by {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g}). {c['steps']} steps in all."
         )
 
 

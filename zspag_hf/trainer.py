@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import shutil
 import tempfile
 import time
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from .adaptation import jensen_shannon
-from .classifier import PixelClassifier, check_trainable, load_classifier, load_processor
+from .checks import check_backend, check_launch, check_output_dir, check_trainable
+from .classifier import PixelClassifier, load_classifier, load_processor
 from .config import UnlearningConfig
-from .constraint import attach, check_backend, freeze_unconstrained
+from .constraint import attach, freeze_unconstrained
 from .data import (
     EvalDataset,
     TargetDataset,
@@ -30,11 +27,10 @@ from .data import (
     resolve_classes,
 )
 from .errors import UnlearningError
+from .evaluation import accuracies, fill_models, make_report
 from .layers import constrained_layers, head_name
 from .methods import METHODS, Plan
-from .metrics.unlearning_accuracy.unlearning_accuracy import UnlearningAccuracy
-from .pseudo_labels import retained_mask
-from .report import MODELS, REPORT_NAME, UnlearningReport, peak_memory_mb, versions
+from .report import UnlearningReport
 
 
 class UnlearningTrainer(Trainer):
@@ -165,7 +161,7 @@ class UnlearningTrainer(Trainer):
                 self.remove_callback(callback)
         self.model.eval()
         self.timings["total"] = time.perf_counter() - start
-        self.report = self.make_report()
+        self.report = make_report(self)
         return output
 
     def create_optimizer(self, model=None):
@@ -229,7 +225,7 @@ class UnlearningTrainer(Trainer):
         metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
         if not self.is_in_train and self.report is not None:
             with self.stage("evaluation"):
-                self.report_models(dataset, retrained)
+                fill_models(self, dataset, retrained)
         return metrics
 
     def load_retrained(self, retrained) -> PixelClassifier | None:
@@ -244,80 +240,7 @@ class UnlearningTrainer(Trainer):
             )
         return PixelClassifier(model.to(self.args.device), processor)
 
-    def report_models(self, dataset: EvalDataset, retrained: PixelClassifier | None) -> None:
-        """Fill the report's rows; every image is decoded once, every model's logits gathered once."""
-        models = {"original": self.original(), "unlearned": self.classifier}
-        if retrained is not None:
-            models["retrained"] = retrained
-        rows, labels = self.logits(models, dataset)
-        gone = ~retained_mask(self.classifier.num_labels, self.forget_ids)
-        rows["masked"] = rows["original"].masked_fill(gone, -torch.inf)
-        forgotten, views = gone[labels], self.view_accuracies(models)
-        for name in (n for n in MODELS if n in rows):
-            scores = accuracies(rows[name].numpy(), labels.numpy(), self.forget_ids)
-            scores["per_class"] = {self.label_names_by_id[k]: a for k, a in scores["per_class"].items()}
-            scores["js_ut"] = None
-            if retrained is not None and forgotten.any():
-                p, q = (rows[n][forgotten].double().softmax(1) for n in (name, "retrained"))
-                scores["js_ut"] = float(jensen_shannon(p, q).mean())
-            self.report.models[name] = scores | {"acc_forget_views": views.get(name)}
-
-    def original(self) -> PixelClassifier:
-        """A copy of the model with the weights that it came with."""
-        model = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for name, weight in self.original_weights.items():
-                model.get_submodule(name).weight.copy_(weight)
-        return PixelClassifier(model, self.processing_class)
-
-    def view_accuracies(self, models: dict[str, PixelClassifier]) -> dict[str, float]:
-        """Share of unseen views of the forget images that each model gives a forgotten label; {} without views."""
-        pixels, gone = self.forget.unseen, torch.tensor(self.forget_ids)
-        if pixels is None:
-            return {}
-        found = {name: torch.isin(model.predict(pixels).argmax(1), gone) for name, model in models.items()}
-        return {"masked": 0.0} | {name: float(share.float().mean()) for name, share in found.items()}
-
-    def logits(self, models: dict[str, PixelClassifier], dataset: EvalDataset) -> tuple[dict[str, Tensor], Tensor]:
-        """Name -> logits ``(N, C)``, and labels ``(N,)``, gathered over processes with exact counts."""
-        parts: dict[str, list[Tensor]] = {name: [] for name in (*models, "labels")}
-        for batch in tqdm(self.get_eval_dataloader(dataset), desc="Report", disable=self.quiet):
-            out = {name: model.predict(batch["pixels"]).to(self.args.device) for name, model in models.items()}
-            for name, rows in self.accelerator.gather_for_metrics({**out, "labels": batch["labels"]}).items():
-                parts[name].append(rows.cpu())
-        joined = {name: torch.cat(rows) for name, rows in parts.items()}
-        return joined, joined.pop("labels")
-
     # ------------------------------------------------------------------ report and saving
-
-    def make_report(self) -> UnlearningReport:
-        args, facts = self.args, dict(self.plan.facts)
-        control = facts.pop("control", None)
-        choice = None
-        if control is not None:
-            choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
-            choice["probe"] = facts["probe"]
-        changes = {name: self.weight_change(name) for name in self.layers}
-        options = {name: getattr(args, name) for name in UnlearningConfig.__annotations__ if name != "output_dir"}
-        return UnlearningReport(
-            method=args.method,
-            forget_classes=[{"id": i, "label": self.label_names_by_id[i]} for i in self.forget_ids],
-            forget_images=len(self.forget),
-            seed=args.seed,
-            proxies=facts.get("proxies"),
-            layers=[layer | {"weight_change": changes[layer["name"]]} for layer in facts.get("layers", [])],
-            choice=choice,
-            curve=control.curve if control else [],
-            timings_s=self.timings,
-            peak_memory_mb=peak_memory_mb(),
-            config={k: v if isinstance(v, (int, float, list, type(None))) else str(v) for k, v in options.items()},
-            versions=versions(),
-        )
-
-    def weight_change(self, name: str) -> float:
-        """||W - W0|| / ||W0|| of one layer."""
-        start = self.original_weights[name]
-        return float((self.layers[name].weight.detach() - start).norm() / start.norm().clamp_min(1e-30))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write model, image processor and report; without ``training_args.bin``, a pickle."""
@@ -363,12 +286,6 @@ class PairProxies(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
-def accuracies(logits: np.ndarray, labels: np.ndarray, forget_ids: list[int]) -> dict:
-    """The UnlearningAccuracy metric on logits ``(N, C)``."""
-    metric = UnlearningAccuracy(keep_in_memory=True)
-    return metric.compute(predictions=np.argmax(logits, 1), references=labels, forget_ids=forget_ids)
-
-
 def resolve_model(model, processing_class):
     """A loaded model with its image processor, from an id, a folder or a model.
 
@@ -382,32 +299,3 @@ def resolve_model(model, processing_class):
             raise UnlearningError("a model given as an object needs its image processor: pass processing_class.")
         processing_class = load_processor(model.config._name_or_path)
     return model, processing_class
-
-
-def check_output_dir(folder: str) -> None:
-    """Refuse a folder that holds a model which is not a result of this library.
-
-    Raises:
-        UnlearningError: ``config.json`` or weights without an unlearning report.
-    """
-    if not os.path.isdir(folder):
-        if os.path.exists(folder):
-            raise UnlearningError(f"output_dir {folder!r} is a file: give a folder.")
-        return
-    names = set(os.listdir(folder))
-    if names & {"config.json", "model.safetensors", "model.safetensors.index.json"} and REPORT_NAME not in names:
-        raise UnlearningError(f"output_dir {folder!r} holds another model: give an empty or new folder.")
-
-
-def check_launch(accelerator) -> None:
-    """Refuse a launch that was asked for several processes and silently started one.
-
-    Raises:
-        UnlearningError: WORLD_SIZE differs from the processes that are there.
-    """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != accelerator.num_processes:
-        raise UnlearningError(
-            f"{asked} processes were asked for and {accelerator.num_processes} run: on CPU use accelerate launch"
-            f" --multi_gpu --num_processes {asked} ... --use_cpu."
-        )
