@@ -29,7 +29,6 @@ from transformers import HfArgumentParser
 from zspag_hf import UnlearningConfig, UnlearningError, UnlearningTrainer
 from zspag_hf.classifier import load_classifier
 from zspag_hf.data import class_names, model_labels, reconcile_labels, resolve_classes, rows_of_classes
-from zspag_hf.report import accuracy_table
 
 BASELINES = {
     "random labels, unconstrained": {"method": "random_labels", "constraint": "none"},
@@ -129,17 +128,15 @@ def run(arguments: ExampleArguments, config: UnlearningConfig) -> None:
             rows[name] = trainer.report.models["unlearned"] | {"seconds": trainer.report.timings_s["total"]}
             model.load_state_dict(start)
     trainer = unlearn(model, processor, forget, test, config, retrained, mapping)
+    report = trainer.report
+    seconds |= {"unlearned": report.timings_s["total"], "masked": 0.0}
+    models = {name: row | {"seconds": seconds.get(name)} for name, row in report.models.items() if row}
+    report.models = {"original": models.pop("original"), **rows, **models, "retrained": models.get("retrained")}
     trainer.save_model()
-    if not trainer.is_world_process_zero():
-        return
-    models = {name: row for name, row in trainer.report.models.items() if row}
-    took = {"unlearned": trainer.report.timings_s["total"], "masked": 0.0} | seconds
-    models = {name: row | {"seconds": took.get(name)} for name, row in models.items()}
-    order = {"original": models.pop("original")} | rows | models
-    gone = ", ".join(c["label"] for c in trainer.report.forget_classes)
-    print(f"\nforgotten: {gone} ({trainer.report.forget_images} images)\n")
-    print(accuracy_table(order))
-    print(f"\n{trainer.report.chosen()}\n\nmodel, processor and report: {config.output_dir}")
+    if trainer.is_world_process_zero():
+        gone = ", ".join(c["label"] for c in report.forget_classes)
+        print(f"\nforgotten: {gone} ({report.forget_images} images)\n\n{report.table()}\n\n{report.chosen()}\n")
+        print(f"model, processor and report: {config.output_dir}")
 
 
 def fresh(config: UnlearningConfig, options: dict) -> UnlearningConfig:

@@ -81,8 +81,10 @@ def test_the_first_step_stays_inside_its_share_and_the_weights_come_back():
     assert [record["energy_threshold"] for record in probe] == [0.9, 0.999]
     assert all(record["proxy_kl"] <= 0.01 / 50 for record in probe)
     assert all(record["forget_loss_drop"] > 0 for record in probe)
-    best = max(probe, key=lambda record: record["gain"])
-    assert threshold == best["energy_threshold"] and rate == best["step"] / ROUND_STEPS
+    best = max(record["gain"] for record in probe)
+    good = [record for record in probe if record["gain"] >= 0.9 * best]
+    assert threshold == good[-1]["energy_threshold"], "the most protective of the equally good"
+    assert rate == good[-1]["step"] / ROUND_STEPS
     assert all(torch.equal(layer.weight, before[name]) for name, layer in s.layers.items())
 
 

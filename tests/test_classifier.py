@@ -220,3 +220,11 @@ class TestCheckTrainable:
         model = nn.Linear(2, 2)
         model.table = nn.Parameter(torch.zeros(2, dtype=torch.long), requires_grad=False)
         check_trainable(model)
+
+
+def test_a_backbone_without_a_head_is_refused(vit, tmp_path):
+    from transformers import ViTModel
+
+    ViTModel(vit.build(torch.float32).config, add_pooling_layer=False).save_pretrained(tmp_path)
+    with pytest.raises(UnlearningError, match=r"lacks weights of an image classifier.*classifier\.bias"):
+        load_classifier(str(tmp_path))

@@ -253,8 +253,8 @@ class TestRank:
             assert r == 1 or values[: r - 1].sum() / values.sum() < threshold
 
     def test_rounding_does_not_add_directions(self):
-        values = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
-        assert values.cumsum(0)[1] < 0.9 and rank_at(values, 0.9) == 2
+        values = torch.tensor([9.0, 9.0, 6.0, 6.0], dtype=torch.float64) / 10
+        assert (values.cumsum(0) / values.sum())[2] < 0.8 and rank_at(values, 0.8) == 3
         values = torch.cat([torch.full((3,), 1 / 3, dtype=torch.float64), torch.full((5,), 1e-18, dtype=torch.float64)])
         assert rank_at(values, 1.0) == 3
 

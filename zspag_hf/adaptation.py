@@ -29,7 +29,7 @@ from .subspaces import Spectrum
 
 ROUND_STEPS = 10  # optimizer steps between two looks at the held-out data
 MAX_REJECTED = 6  # rounds rolled back before the deep layers are left alone
-SLACK = 0.1  # a round may raise the divergence from the targets by this share, and ends the run if it lowers it less
+SLACK = 0.1  # what counts as no difference, of gains and of divergences from the targets
 PATIENCE = 10  # rounds without 2 % less divergence from the target
 PROBE_IMAGES = 256  # forget images that the first step is chosen on
 THRESHOLDS = (0.9, 0.99, 0.999, 0.9999)
@@ -109,9 +109,10 @@ def forget_gradient(
         with torch.enable_grad():
             logits = classifier(to_unit(x, classifier.device))
             loss = F.cross_entropy(logits, t.to(logits.device), reduction="sum") / len(pixels)
-            grads = torch.autograd.grad(loss, weights)
+            grads = torch.autograd.grad(loss, weights, allow_unused=True)  # None: does not reach the logits
         for sum_, grad in zip(total, grads, strict=True):
-            sum_ += grad
+            if grad is not None:
+                sum_ += grad
     return {name: layer.matrix(g) for (name, layer), g in zip(layers.items(), total, strict=True)}
 
 
@@ -129,7 +130,8 @@ def choose_damping(
     Along -g (I + G/mu)^-1 a step is sought that moves the held-out proxies by a fiftieth of the budget; their
     divergence
     grows with the square of the step, so a few evaluations find it. The threshold that has then lowered the forget loss
-    most per root of that divergence is taken, and a round's share of that step.
+    most per root of that divergence is taken, the most protective one where several are within a tenth of the best,
+    and a round's share of that step.
 
     Returns:
         threshold, learning rate, and the probe: one record a threshold.
@@ -156,7 +158,8 @@ def choose_damping(
             | {"gain": drop / max(kl, 1e-12) ** 0.5 if math.isfinite(kl) and math.isfinite(drop) else -math.inf}
         )
     move(layers, start, None, 0.0)
-    chosen = max(records, key=lambda r: r["gain"])
+    best = max(record["gain"] for record in records)
+    chosen = [record for record in records if record["gain"] >= (1 - SLACK) * best][-1]
     return chosen["energy_threshold"], chosen["step"] / ROUND_STEPS, records
 
 

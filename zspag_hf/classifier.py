@@ -95,17 +95,23 @@ def load_classifier(model: str | os.PathLike, *, processor=None, **hub_options):
         ``(model, processor)``; weights in float32.
 
     Raises:
-        UnlearningError: no such model, no safetensors weights, or no image processor.
+        UnlearningError: no such model, no safetensors weights, weights missing (a backbone without a head), or no image
+            processor.
     """
     try:
-        loaded = AutoModelForImageClassification.from_pretrained(
-            model, use_safetensors=True, dtype=torch.float32, **hub_options
+        loaded, found = AutoModelForImageClassification.from_pretrained(
+            model, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **hub_options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UnlearningError(
             f"cannot load an image classifier from {str(model)!r}: {first_line(error)} Give the id of a Hub model, or a"
             " folder written by save_pretrained that holds config.json and model.safetensors."
         ) from error
+    if found["missing_keys"]:
+        raise UnlearningError(
+            f"{str(model)!r} lacks weights of an image classifier, which would be drawn at random:"
+            f" {sorted(found['missing_keys'])[:3]}. Give a model that was fine-tuned for classification."
+        )
     if processor is None:
         processor = load_processor(model, **hub_options)
     return loaded, processor

@@ -97,7 +97,7 @@ def make_proxies(
     logits = classifier.predict(pixels, batch_size)
     if policy == "second":
         targets = logits.masked_fill(~keep, -torch.inf).argmax(1)  # eq. 2
-        pairs, quota, eps_doublings = list(enumerate(targets.tolist())), 0, 0
+        pairs, quota, eps_doublings = list(enumerate(targets.tolist()))[:max_proxies], 0, 0
     else:
         pairs, quota = quota_pairs(logits, forget_ids, per_class, max_proxies)
     images, labels, pending = [], [], pairs
