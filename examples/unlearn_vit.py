@@ -14,13 +14,11 @@ A YAML file may be the only argument. Every field of UnlearningConfig is an opti
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import transformers
 from datasets import load_dataset
 from digits import digits_dataset, digits_model, train_classifier
@@ -65,12 +63,13 @@ def parse(argv: list[str]) -> tuple[ExampleArguments, UnlearningConfig]:
     parser = HfArgumentParser((ExampleArguments, UnlearningConfig))
     if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
         return parser.parse_yaml_file(argv[0])
-    parser.set_defaults(output_dir="outputs/digits")
     return parser.parse_args_into_dataclasses(argv)
 
 
 def prepare_digits(config: UnlearningConfig):
     """Model, reference, data and training seconds, on scikit-learn's digits."""
+    if config.output_dir == UnlearningConfig.output_dir:
+        config.output_dir = "outputs/digits"
     train, test = digits_dataset()
     config.forget_classes = config.forget_classes or ["3"]
     names = train.features["label"].names
@@ -86,13 +85,17 @@ def prepare_digits(config: UnlearningConfig):
 
 
 def prepare_data(arguments: ExampleArguments, config: UnlearningConfig):
-    """Model, data and reference as the arguments name them."""
+    """Model, data and reference as the arguments name them, loaded before anything is computed."""
     if arguments.dataset_name is None:
         raise UnlearningError("--model_name_or_path needs --dataset_name: the images to forget and to evaluate on.")
     model, processor = load_classifier(arguments.model_name_or_path)
+    retrained = load_classifier(arguments.retrained_model)[0] if arguments.retrained_model else None
     mapping_file = arguments.label_mapping_file
-    mapping = json.loads(Path(mapping_file).read_text(encoding="utf-8")) if mapping_file else None
-    data = load_dataset(arguments.dataset_name)
+    try:
+        mapping = json.loads(Path(mapping_file).read_text(encoding="utf-8")) if mapping_file else None
+        data = load_dataset(arguments.dataset_name)
+    except (OSError, ValueError) as error:
+        raise UnlearningError(f"cannot read the data or the label mapping: {error}") from error
     for split in (arguments.train_split, arguments.test_split):
         if split not in data:
             raise UnlearningError(
@@ -107,27 +110,33 @@ def prepare_data(arguments: ExampleArguments, config: UnlearningConfig):
     rows = rows_of_classes(train, config.label_column_name, ids, gone)[: arguments.max_forget_samples]
     if arguments.train_split == arguments.test_split:
         test = test.select(sorted(set(range(len(test))) - set(rows)))
-    return model, processor, train.select(rows), test, arguments.retrained_model, {}, mapping
+    return model, processor, train.select(rows), test, retrained, {}, mapping
 
 
-def unlearn(model, processor, forget, test, config: UnlearningConfig, retrained, mapping) -> UnlearningTrainer:
+def unlearn(
+    model, processor, forget, test, config: UnlearningConfig, retrained, mapping, keep: bool
+) -> UnlearningTrainer:
     trainer = UnlearningTrainer(model, config, forget, test, processing_class=processor, label_mapping=mapping)
     trainer.train()
+    if keep:
+        trainer.save_model()  # before the evaluation, which may still fail
     trainer.evaluate(retrained=retrained)
     return trainer
 
 
 def run(arguments: ExampleArguments, config: UnlearningConfig) -> None:
+    if arguments.model_name_or_path is None and arguments.dataset_name is not None:
+        raise UnlearningError("--dataset_name needs --model_name_or_path: the classifier that was trained on it.")
     prepare = prepare_digits(config) if arguments.model_name_or_path is None else prepare_data(arguments, config)
     model, processor, forget, test, retrained, seconds, mapping = prepare
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows = {}
     if arguments.baselines or arguments.model_name_or_path is None:
         for name, options in BASELINES.items():
-            trainer = unlearn(model, processor, forget, test, fresh(config, options), retrained, mapping)
+            trainer = unlearn(model, processor, forget, test, config.but(**options), retrained, mapping, False)
             rows[name] = trainer.report.models["unlearned"] | {"seconds": trainer.report.timings_s["total"]}
             model.load_state_dict(start)
-    trainer = unlearn(model, processor, forget, test, config, retrained, mapping)
+    trainer = unlearn(model, processor, forget, test, config, retrained, mapping, True)
     report = trainer.report
     seconds |= {"unlearned": report.timings_s["total"], "masked": 0.0}
     models = {name: row | {"seconds": seconds.get(name)} for name, row in report.models.items() if row}
@@ -139,19 +148,11 @@ def run(arguments: ExampleArguments, config: UnlearningConfig) -> None:
         print(f"model, processor and report: {config.output_dir}")
 
 
-def fresh(config: UnlearningConfig, options: dict) -> UnlearningConfig:
-    """The configuration as it was given, without a run's own choices, for a baseline."""
-    kept = ("output_dir", "forget_classes", "seed", "forget_views", "image_column_name", "label_column_name")
-    kept = {name: getattr(config, name) for name in (*kept, "label_offset", "disable_tqdm", "use_cpu")}
-    return UnlearningConfig(**kept, **options)
-
-
 def main() -> None:
-    arguments, config = parse(sys.argv[1:])
-    torch.set_num_threads(min(torch.get_num_threads(), os.cpu_count() or 1))
-    if config.disable_tqdm:
-        transformers.utils.logging.disable_progress_bar()
     try:
+        arguments, config = parse(sys.argv[1:])
+        if config.disable_tqdm:
+            transformers.utils.logging.disable_progress_bar()
         run(arguments, config)
     except UnlearningError as error:
         sys.exit(f"error: {error}")

@@ -167,6 +167,32 @@ def test_a_head_round_that_raises_the_forgotten_class_elsewhere_is_rolled_back()
     assert not run.control.curve[-1]["kept"]
 
 
+def test_steps_are_kept_for_the_head_where_the_whole_network_is_too_slow():
+    run = Run([reading(), *[reading(js=0.49)] * 3])
+    run.args.max_steps = 3 * ROUND_STEPS
+    run.round(), run.round()
+    assert run.control.phase == "whole"
+    run.round()
+    assert run.control.phase == "head"
+
+
+def test_a_round_cut_short_is_judged_too():
+    run = Run([reading(), reading(kl=1.0)])
+    before = {name: layer.weight.detach().clone() for name, layer in run.layers.items()}
+    with torch.no_grad():
+        for layer in run.layers.values():
+            layer.weight.add_(1.0)
+    run.control.on_step_end(run.args, run.state, run.signal)
+    run.control.on_train_end(run.args, run.state, run.signal)
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in run.layers.items())
+
+
+def test_a_run_that_did_not_forget_says_so():
+    run = Run([reading(), reading(p=0.4)], scope="all")
+    run.round()
+    assert run.control.summary()["forgotten"] is False
+
+
 def test_scope_all_never_enters_the_head():
     run = Run([reading(), *[reading(kl=1.0)] * MAX_REJECTED], scope="all")
     for _ in range(MAX_REJECTED):

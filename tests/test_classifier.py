@@ -205,11 +205,10 @@ class TestLoad:
 
 
 class TestCheckTrainable:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_full_precision_passes(self, vit, dtype):
-        check_trainable(vit.build(dtype))
+    def test_single_precision_passes(self, vit):
+        check_trainable(vit.build(torch.float32))
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_one_half_precision_parameter_is_enough(self, vit, dtype):
         model = vit.build(torch.float32)
         model.classifier.bias = nn.Parameter(model.classifier.bias.to(dtype))

@@ -30,6 +30,19 @@ def test_the_paper_is_one_option_away():
     assert config.learning_rate and config.num_train_epochs == 10
 
 
+def test_one_class_needs_no_list():
+    assert UnlearningConfig(output_dir="x", forget_classes="cat").forget_classes == ["cat"]
+
+
+def test_options_changed_later_start_from_what_was_given():
+    config = UnlearningConfig(output_dir="x", forget_classes=["cat"], max_proxies=7, seed=3)
+    config.learning_rate, config.energy_threshold = 0.5, 0.9  # as a run writes them
+    again = config.but()
+    assert again.learning_rate is None and again.energy_threshold is None and again.max_proxies == 7
+    paper = config.but(variant="paper")
+    assert paper.constraint == "hard" and paper.seed == 3 and paper.forget_classes == ["cat"]
+
+
 def test_what_is_given_is_kept():
     config = UnlearningConfig(output_dir="x", variant="paper", learning_rate=0.3, energy_threshold=0.97)
     assert config.learning_rate == 0.3 and config.energy_threshold == 0.97
@@ -52,7 +65,7 @@ def test_what_is_given_is_kept():
         ({"subspace_merge": "x"}, "subspace_merge='x'"),
         ({"holdout_share": 1.0}, "holdout_share=1.0 must be between 0 and 1"),
         ({"energy_threshold": 1.5}, "energy_threshold=1.5"),
-        ({"proxies_per_class": 0}, "proxies_per_class=0 must be above 1|proxies_per_class=0"),
+        ({"proxies_per_class": 0}, "proxies_per_class=0 must be at least 1"),
         ({"max_proxies": 0}, "max_proxies=0"),
         ({"proxy_budget": 0.0}, "proxy_budget=0.0"),
         ({"proxy_weight": -1.0}, "proxy_weight=-1.0"),
@@ -60,7 +73,21 @@ def test_what_is_given_is_kept():
         ({"influence_damping": 0.0}, "influence_damping=0.0"),
         ({"forget_views": -1}, "forget_views=-1"),
         ({"adaptive": True, "constraint": "hard"}, "adaptive=True works on the soft constraint"),
-        ({"optim": "adamw_torch"}, "give learning_rate with optim='adamw_torch'"),
+        ({"optim": "adamw_torch"}, "an adaptive run needs optim='sgd', not 'adamw_torch'"),
+        ({"lr_scheduler_type": "linear"}, "needs lr_scheduler_type='constant', not 'linear'"),
+        ({"bf16": True}, "bf16 and fp16 round the readings"),
+        ({"load_best_model_at_end": True}, "would choose by test data"),
+        ({"adaptive": True, "num_train_epochs": 3}, "give max_steps"),
+        ({"adaptive": True, "method": "random_labels"}, "adaptive=True belongs to method='zspag'|soft constraint"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
+        ({"learning_rate": "1e-3"}, "learning_rate='1e-3' is not a number"),
+        ({"attack_eps": 0.0}, "attack_eps=0.0 must be above 0"),
+        ({"attack_steps": -1}, "attack_steps=-1 must be at least 1"),
+        ({"tf32": True}, "tf32=True makes the constraint"),
+        ({"torch_compile": True}, "torch_compile=True"),
+        ({"fp16_full_eval": True}, "fp16_full_eval=True"),
+        ({"optim": "lomo", "adaptive": False}, "past the constraint"),
+        ({"push_to_hub": True, "hub_strategy": "every_save"}, "checkpoints that still remember"),
         ({"subspace_merge": "literal"}, "use constraint='hard'"),
         ({"remove_unused_columns": True}, "leave it False"),
     ],

@@ -13,11 +13,19 @@ from zspag_hf.subspaces import (
     eigh,
     free_energy,
     literal_bases,
-    merge_bases,
+    merge_class,
     rank_at,
 )
 
 LABELS = torch.tensor([3, 0, 3, 1, 0, 3])  # three classes of unequal size, one of one image
+
+
+def merge_bases(stacked, threshold):
+    """Eq. 3-4 over the classes of a dict, in its order."""
+    merged = None
+    for rows in stacked.values():
+        merged = merge_class(merged, rows, threshold)
+    return merged
 
 
 @pytest.fixture

@@ -119,6 +119,66 @@ def test_two_runs_with_one_seed_are_equal(tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_a_second_training_starts_afresh_and_leaves_no_hooks_behind(tmp_path):
+    run = trainer(tmp_path, max_steps=20)
+    run.train()
+    first = run.constraint_hooks[0]
+    rate = run.report.choice["learning_rate"]
+    run.train()
+    assert first.id not in run.optimizer.optimizer._optimizer_step_pre_hooks
+    assert run.report.choice["steps"] <= 20 and rate > 0
+
+
+def test_the_callers_configuration_keeps_its_open_choices(tmp_path):
+    options = config(tmp_path, max_steps=10)
+    run = UnlearningTrainer(tiny_model(), options, images([2] * 12), processing_class=tiny_processor())
+    run.train()
+    assert options.learning_rate is None and options.energy_threshold is None
+    assert run.args.learning_rate > 0 and run.args.energy_threshold
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_a_resumed_fixed_run_equals_an_uninterrupted_one(tmp_path, family):
+    options = {"constraint": "hard", "learning_rate": 0.02, "num_train_epochs": 4, "per_device_train_batch_size": 4}
+    whole = trainer(tmp_path / "whole", family, **options)
+    whole.train()
+    parts = {**options, "save_strategy": "epoch"}
+    first = trainer(tmp_path / "parts", family, **parts)
+    first.train()
+    checkpoint = sorted((tmp_path / "parts" / "out").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[1]
+    second = trainer(tmp_path / "parts", family, **parts)
+    second.train(resume_from_checkpoint=str(checkpoint))
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[key], value, atol=1e-6, rtol=0, msg=key)
+
+
+def test_an_adaptive_run_says_that_it_cannot_be_resumed(tmp_path):
+    with pytest.raises(UnlearningError, match="cannot be resumed"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_an_adaptive_run_makes_its_own_optimizer(tmp_path):
+    model = tiny_model()
+    with pytest.raises(UnlearningError, match="give adaptive=False with optimizers"):
+        trainer(tmp_path, model=model, optimizers=(optimizer_for(model, "sgd"), None))
+
+
+def test_predict_reads_a_data_set_as_evaluate_does(tmp_path):
+    output = trainer(tmp_path).predict(images([0, 1, 2, 3]))
+    assert output.predictions.shape == (4, 5) and output.label_ids.tolist() == [0, 1, 2, 3]
+    assert "test_acc_rt" in output.metrics
+
+
+def test_drift_and_change_are_reported_for_every_layer(tmp_path):
+    run = trainer(tmp_path, max_steps=20)
+    run.train()
+    assert [layer["name"] for layer in run.report.layers] == list(run.layers)
+    for layer in run.report.layers:
+        moved = not torch.equal(run.layers[layer["name"]].weight, run.original_weights[layer["name"]])
+        assert moved == (layer["weight_change"] > 0)
+        assert layer["proxy_drift"] >= 0 and 0 <= layer["free_forget_energy"] <= 1
+
+
 def test_scope_head_moves_only_the_forgotten_rows_of_the_head(tmp_path):
     run = trainer(tmp_path, scope="head", max_steps=40)
     run.train()
@@ -281,6 +341,14 @@ def test_an_output_folder_with_another_model_is_refused_and_left_alone(tmp_path)
     with pytest.raises(UnlearningError, match="holds another model"):
         trainer(tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_output_folder_with_another_request_is_refused(tmp_path):
+    run = trainer(tmp_path, max_steps=10)
+    run.train()
+    run.save_model()
+    with pytest.raises(UnlearningError, match=r"result of another request \(forget_classes .*'cat'.*'dog'"):
+        trainer(tmp_path, forget=images([3] * 12), forget_classes=["dog"])
 
 
 def test_an_output_folder_with_an_earlier_result_is_taken(tmp_path):

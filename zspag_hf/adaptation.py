@@ -23,12 +23,14 @@ from transformers import TrainerCallback
 
 from .classifier import PixelClassifier, to_unit
 from .constraint import SoftConstraint
+from .errors import UnlearningError
 from .layers import Layer
 from .pseudo_labels import retained_mask
 from .subspaces import Spectrum
 
 ROUND_STEPS = 10  # optimizer steps between two looks at the held-out data
 MAX_REJECTED = 6  # rounds rolled back before the deep layers are left alone
+HEAD_SHARE = 0.2  # of max_steps, kept for the head where the whole network has not forgotten by then
 SLACK = 0.1  # what counts as no difference, of gains and of divergences from the targets
 PATIENCE = 10  # rounds without 2 % less divergence from the target
 PROBE_IMAGES = 256  # forget images that the first step is chosen on
@@ -127,11 +129,10 @@ def choose_damping(
 ) -> tuple[float, float, list[dict]]:
     """Energy threshold and learning rate for the first steps, from one full-batch direction per threshold.
 
-    Along -g (I + G/mu)^-1 a step is sought that moves the held-out proxies by a fiftieth of the budget; their
-    divergence
-    grows with the square of the step, so a few evaluations find it. The threshold that has then lowered the forget loss
-    most per root of that divergence is taken, the most protective one where several are within a tenth of the best,
-    and a round's share of that step.
+    Along -g (I + G/mu)^-1 a step is sought that moves the held-out proxies by a fiftieth of the budget. Their
+    divergence grows with the square of the step, so a few evaluations find it. The threshold that has then lowered the
+    forget loss most per root of that divergence is taken, the most protective one where several are within a tenth of
+    the best, and a round's share of that step.
 
     Returns:
         threshold, learning rate, and the probe: one record a threshold.
@@ -140,27 +141,38 @@ def choose_damping(
     pixels, targets = pixels[:PROBE_IMAGES], targets[:PROBE_IMAGES]
     gradient = forget_gradient(classifier, pixels, targets, layers)
     start = {name: layer.weight.detach().clone() for name, layer in layers.items()}
-    loss0, records = soft_loss(classifier, pixels, targets), []
-    for threshold in thresholds:
-        dampings = spectrum.dampings(threshold)
-        direction = {name: g @ dampings[name].to(g) for name, g in gradient.items()}
-        slope = float(sum((direction[name] * g).sum() for name, g in gradient.items()))
-        step = (loss0 + float(torch.xlogy(targets, targets).sum(1).mean())) / max(slope, 1e-12)  # Polyak's step
-        for _ in range(8):
-            move(layers, start, direction, -step)
-            kl = held_out.proxy_kl()
-            if 0.5 * allowed <= kl <= allowed:
-                break
-            step *= min(max((0.75 * allowed / max(kl, 1e-12)) ** 0.5, 1e-2), 1e2) if math.isfinite(kl) else 1e-2
-        drop = loss0 - soft_loss(classifier, pixels, targets)
-        records.append(
-            {"energy_threshold": threshold, "step": step, "proxy_kl": kl, "forget_loss_drop": drop}
-            | {"gain": drop / max(kl, 1e-12) ** 0.5 if math.isfinite(kl) and math.isfinite(drop) else -math.inf}
-        )
-    move(layers, start, None, 0.0)
-    best = max(record["gain"] for record in records)
-    chosen = [record for record in records if record["gain"] >= (1 - SLACK) * best][-1]
+    records: list[dict] = []
+    try:
+        for threshold in thresholds:
+            dampings = spectrum.dampings(threshold)
+            direction = {name: g @ dampings[name].to(g) for name, g in gradient.items()}
+            record = probe_step(held_out, layers, start, gradient, direction, pixels, targets, allowed)
+            records.append({"energy_threshold": threshold} | record)
+    finally:
+        move(layers, start, None, 0.0)
+    finite = [record for record in records if math.isfinite(record["gain"])]
+    if not finite:
+        raise UnlearningError("no finite first step was found: the model's outputs or gradients are not finite.")
+    best = max(record["gain"] for record in finite)
+    chosen = [record for record in finite if record["gain"] >= best - SLACK * abs(best)][-1]
     return chosen["energy_threshold"], chosen["step"] / ROUND_STEPS, records
+
+
+def probe_step(held_out, layers, start, gradient, direction, pixels, targets, allowed: float) -> dict:
+    """The step along one direction that moves the held-out proxies by ``allowed`` nats; leaves the weights moved."""
+    slope = float(sum((direction[name] * g).sum() for name, g in gradient.items()))
+    move(layers, start, None, 0.0)
+    loss = soft_loss(held_out.classifier, pixels, targets)
+    step = (loss + float(torch.xlogy(targets, targets).sum(1).mean())) / max(slope, 1e-12)  # Polyak's step
+    for attempt in range(8):
+        move(layers, start, direction, -step)
+        kl = held_out.proxy_kl()
+        if 0.5 * allowed <= kl <= allowed or attempt == 7:
+            break
+        step *= min(max((0.75 * allowed / max(kl, 1e-12)) ** 0.5, 1e-2), 1e2) if math.isfinite(kl) else 1e-2
+    drop = loss - soft_loss(held_out.classifier, pixels, targets)
+    gain = drop / max(kl, 1e-12) ** 0.5 if math.isfinite(kl) and math.isfinite(drop) else -math.inf
+    return {"step": step, "proxy_kl": kl, "forget_loss_drop": drop, "gain": gain}
 
 
 @torch.no_grad()
@@ -221,8 +233,15 @@ class AdaptiveControl(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.since += 1
-        if self.since < ROUND_STEPS and state.global_step < args.max_steps:
-            return
+        if self.since >= ROUND_STEPS or state.global_step >= args.max_steps:
+            self.close_round(args, state, control)
+
+    def on_train_end(self, args, state, control, **_):
+        if self.since:  # stopped by somebody else within a round: that round is judged too
+            self.close_round(args, state, control)
+
+    def close_round(self, args, state, control) -> None:
+        """Keep the round or roll it back, and decide what comes next."""
         self.since = 0
         reading = self.read()
         keep = self.keeps_whole(reading) if self.phase == "whole" else self.keeps_head(reading)
@@ -234,12 +253,14 @@ class AdaptiveControl(TrainerCallback):
             self.restore()
             self.ceiling = self.constraint.step_scale / 2
             self.constraint.step_scale /= 4
-        if self.phase == "whole" and self.whole_is_done():
-            if self.scope == "all" or self.is_forgotten():
-                control.should_training_stop = True
-            else:
-                self.enter_head()
-        elif self.phase == "head" and (self.is_forgotten() or self.rejected >= MAX_REJECTED):
+        if self.phase == "whole":
+            out_of_steps = self.scope == "auto" and state.global_step >= (1 - HEAD_SHARE) * args.max_steps
+            if self.whole_is_done() or out_of_steps:
+                if self.scope == "all" or self.is_forgotten():
+                    control.should_training_stop = True
+                else:
+                    self.enter_head()
+        elif self.is_forgotten() or self.rejected >= MAX_REJECTED:
             control.should_training_stop = True
 
     def keeps_whole(self, now: Reading) -> bool:
@@ -277,7 +298,9 @@ class AdaptiveControl(TrainerCallback):
         self.phase, self.rejected, self.stalled, self.since = "head", 0, 0, 0
         self.ceiling = math.inf
         self.constraint.restrict(self.head, self.held_out.forget_ids)
-        self.constraint.step_scale = self.polyak_rate() / self.learning_rate
+        rate = [self.polyak_rate()]
+        broadcast_object_list(rate)
+        self.constraint.step_scale = rate[0] / self.learning_rate
 
     def polyak_rate(self) -> float:
         """(loss - entropy of the targets) / slope along the damped rows: a step to the target, were the loss linear.
@@ -304,7 +327,8 @@ class AdaptiveControl(TrainerCallback):
         entry = {"step": state.global_step, "phase": self.phase, "learning_rate": rate, "kept": kept, **asdict(reading)}
         self.curve.append(entry)
         if state.global_step:
-            self.log({k: v for k, v in entry.items() if k not in ("step", "phase", "kept")})
+            logged = {k: v for k, v in entry.items() if k not in ("step", "phase", "kept", "learning_rate")}
+            self.log({"round_learning_rate": rate, **logged})
 
     def snapshot(self) -> None:
         self.weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
@@ -325,4 +349,5 @@ class AdaptiveControl(TrainerCallback):
             "proxy_kl": end.proxy_kl,
             "steps": self.curve[-1]["step"],
             "phase_at_end": self.phase,
+            "forgotten": self.is_forgotten(),
         }

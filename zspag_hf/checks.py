@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from .errors import UnlearningError
-from .report import REPORT_NAME
+from .report import REPORT_NAME, UnlearningReport
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuse weights in half precision: a projection rounded to them leaks 6e-3 of the update.
+    """Refuse weights that are not float32: a projection rounded to half precision leaks 6e-3 of the update.
 
     Raises:
-        UnlearningError: a floating-point parameter is not float32 or float64.
+        UnlearningError: a floating-point parameter is not float32.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise UnlearningError(
                 f"parameter {name!r} is stored as {parameter.dtype}: load the model with dtype=torch.float32 (bf16=True"
                 " in the config still computes in half precision)."
@@ -39,30 +39,53 @@ def check_backend(accelerator) -> None:
         )
 
 
-def check_output_dir(folder: str) -> None:
-    """Refuse a folder that holds a model which is not a result of this library.
+def check_device(device: torch.device) -> None:
+    """Refuse devices without float64, which the Gram matrices are summed in.
 
     Raises:
-        UnlearningError: ``config.json`` or weights without an unlearning report.
+        UnlearningError: an Apple GPU.
+    """
+    if device.type == "mps":
+        raise UnlearningError("the device 'mps' has no float64, which the subspaces need: pass use_cpu=True.")
+
+
+def check_output_dir(folder: str, request: dict) -> None:
+    """Refuse a folder that holds anything but an earlier result of the same request.
+
+    Args:
+        request: "base_model" and "forget_classes", as they stand in the report.
+
+    Raises:
+        UnlearningError: another model, or the result of another request.
     """
     if not os.path.isdir(folder):
         if os.path.exists(folder):
             raise UnlearningError(f"output_dir {folder!r} is a file: give a folder.")
         return
     names = set(os.listdir(folder))
-    if names & {"config.json", "model.safetensors", "model.safetensors.index.json"} and REPORT_NAME not in names:
+    if REPORT_NAME in names:
+        earlier = UnlearningReport.load(folder)
+        for name, value in request.items():
+            if getattr(earlier, name) != value:
+                raise UnlearningError(
+                    f"output_dir {folder!r} holds the result of another request ({name} {getattr(earlier, name)!r}, not"
+                    f" {value!r}): give an empty or new folder."
+                )
+    elif names & {"config.json", "model.safetensors", "model.safetensors.index.json"}:
         raise UnlearningError(f"output_dir {folder!r} holds another model: give an empty or new folder.")
 
 
 def check_launch(accelerator) -> None:
     """Refuse a launch that was asked for several processes and silently started one.
 
+    On CPU ``accelerate launch --num_processes 2`` starts one process and leaves only MASTER_ADDR behind.
+
     Raises:
-        UnlearningError: WORLD_SIZE differs from the processes that are there.
+        UnlearningError: fewer processes run than were asked for.
     """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != accelerator.num_processes:
+    asked = os.environ.get("WORLD_SIZE") or ("several" if "MASTER_ADDR" in os.environ else "1")
+    if asked != str(accelerator.num_processes) and (asked != "several" or accelerator.num_processes == 1):
         raise UnlearningError(
-            f"{asked} processes were asked for and {accelerator.num_processes} run: on CPU use accelerate launch"
-            f" --multi_gpu --num_processes {asked} ... --use_cpu."
+            f"{asked} processes were asked for and {accelerator.num_processes} runs: on CPU use accelerate launch"
+            " --multi_gpu --num_processes N script.py --use_cpu true."
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 
 from .attacks import ATTACKS
 from .errors import UnlearningError
 from .influence import SOLVERS
+from .methods import METHODS
 from .proxies import POLICIES
 from .pseudo_labels import PRIORS, SIGNS, TILTS
 
@@ -131,15 +132,27 @@ class UnlearningConfig(TrainingArguments):
     optim: str = field(default="sgd", metadata={"help": "Optimizer; the constraint is exact for any."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
+    hub_strategy: str = field(default="end", metadata={"help": "Must stay end: earlier pushes still remember."})
     save_strategy: str = field(default="no", metadata={"help": "Checkpoints during training."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin batches in memory, for a GPU."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: images are read by name."})
 
     def __post_init__(self):
+        self._given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         check_choice("variant", self.variant, VARIANTS)
+        check_choice("method", self.method, METHODS)
+        if isinstance(self.forget_classes, (str, int)):
+            self.forget_classes = [self.forget_classes]
+        if self.adaptive and self.num_train_epochs is not None:
+            raise UnlearningError(
+                "an adaptive run ends by itself: give max_steps, or adaptive=False with num_train_epochs."
+            )
         preset = dict(PAPER if self.variant == "paper" else ADAPTIVE)
-        if self.adaptive is False or self.constraint in ("hard", "none") or self.method != "zspag":
+        fixed_constraint = self.constraint in ("hard", "none")
+        if self.method != "zspag":
+            preset |= {"constraint": "none"}
+        if self.adaptive is False or fixed_constraint or self.method != "zspag" or self.num_train_epochs is not None:
             preset |= {"adaptive": False, "learning_rate": 0.01, "num_train_epochs": 10}
         for name, value in preset.items():
             if getattr(self, name) is None:
@@ -154,9 +167,12 @@ class UnlearningConfig(TrainingArguments):
         if chosen_later:
             self.learning_rate = None
 
+    def but(self, **changes) -> UnlearningConfig:
+        """The options as they were given, with some changed: no choice of an earlier run is carried over."""
+        return type(self)(**{**self._given, **changes})
+
     def check_options(self) -> None:
         """Raise an UnlearningError for any option outside its choices or range."""
-        check_choice("method", self.method, ("zspag", "random_labels"))
         check_choice("attack", self.attack, ATTACKS)
         check_choice("proxy_policy", self.proxy_policy, POLICIES)
         check_choice("constraint", self.constraint, CONSTRAINTS)
@@ -169,6 +185,9 @@ class UnlearningConfig(TrainingArguments):
         check_choice("influence_solver", self.influence_solver, SOLVERS)
         check_range("holdout_share", self.holdout_share, 0, 1, open_ends=True)
         check_range("energy_threshold", self.energy_threshold, 0, 1)
+        check_range("attack_eps", self.attack_eps, 0, open_ends=True)
+        check_range("attack_steps", self.attack_steps, 1)
+        check_range("learning_rate", self.learning_rate, 0, open_ends=True)
         check_range("proxies_per_class", self.proxies_per_class, 1)
         check_range("max_proxies", self.max_proxies, 1)
         check_range("proxy_budget", self.proxy_budget, 0, open_ends=True)
@@ -180,10 +199,8 @@ class UnlearningConfig(TrainingArguments):
             raise UnlearningError(
                 f"adaptive=True works on the soft constraint, not on {self.constraint!r}: leave adaptive unset."
             )
-        if self.adaptive and self.learning_rate is None and str(self.optim) not in ("sgd", "OptimizerNames.SGD"):
-            raise UnlearningError(
-                f"the step size is chosen for optim='sgd': give learning_rate with optim={self.optim!r}."
-            )
+        self.check_adaptive()
+        self.check_exact()
         if self.subspace_merge == "literal" and self.constraint == "soft":
             raise UnlearningError(
                 "subspace_merge='literal' (eq. 3-4) yields bases, not the spectrum that constraint='soft' damps by: use"
@@ -192,6 +209,42 @@ class UnlearningConfig(TrainingArguments):
         if self.remove_unused_columns:
             raise UnlearningError(
                 "remove_unused_columns=True would drop the images before they are read: leave it False."
+            )
+
+    def check_adaptive(self) -> None:
+        """Refuse what an adaptive run cannot judge by or roll back."""
+        if not self.adaptive:
+            return
+        if self.method != "zspag":
+            raise UnlearningError(f"adaptive=True belongs to method='zspag', not to {self.method!r}: leave it unset.")
+        given = {"optim": self.optim, "lr_scheduler_type": self.lr_scheduler_type, "optim_args": self.optim_args}
+        for (name, value), needed in zip(given.items(), ("sgd", "constant", None), strict=True):
+            if value != needed:
+                raise UnlearningError(
+                    f"an adaptive run needs {name}={needed!r}, not {value!r}: rollback and step size assume plain SGD"
+                    " at a constant rate. Give adaptive=False with a learning_rate to use another."
+                )
+        if self.bf16 or self.fp16:
+            raise UnlearningError(
+                "bf16 and fp16 round the readings that an adaptive run decides by: switch them off, or give"
+                " adaptive=False with a learning_rate."
+            )
+        if self.load_best_model_at_end:
+            raise UnlearningError("load_best_model_at_end would choose by test data: leave it off in an adaptive run.")
+
+    def check_exact(self) -> None:
+        """Refuse what would bypass the constraint or make it inexact, and pushes that would leak."""
+        for name in ("tf32", "torch_compile", "fp16_full_eval", "bf16_full_eval"):
+            if getattr(self, name):
+                raise UnlearningError(f"{name}=True makes the constraint or the evaluation inexact: leave it off.")
+        if any(part in str(self.optim) for part in ("lomo", "layerwise")):
+            raise UnlearningError(
+                f"optim={str(self.optim)!r} updates weights during the backward pass, past the constraint: use sgd or"
+                " adamw_torch."
+            )
+        if self.push_to_hub and str(self.hub_strategy) not in ("end", "HubStrategy.END"):
+            raise UnlearningError(
+                f"hub_strategy={str(self.hub_strategy)!r} would upload checkpoints that still remember: use 'end'."
             )
 
 
@@ -203,11 +256,14 @@ def check_choice(name: str, value, choices) -> None:
 def check_range(name: str, value, low, high=None, open_ends: bool = False) -> None:
     if value is None:
         return
+    if not isinstance(value, (int, float)):
+        raise UnlearningError(f"{name}={value!r} is not a number (in YAML write 1.0e-3, not 1e-3).")
     inside = (low < value if open_ends else low <= value) and (
         high is None or (value < high if open_ends else value <= high)
     )
     if not inside:
-        span = f"above {low}" if high is None else f"between {low} and {high}"
+        least = f"above {low}" if open_ends else f"at least {low}"
+        span = least if high is None else f"between {low} and {high}"
         raise UnlearningError(
             f"{name}={value!r} must be {span}{'' if open_ends or high is None else ', ends included'}."
         )

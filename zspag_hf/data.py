@@ -34,7 +34,10 @@ class ForgetSet:
 
 def model_labels(config) -> list[str]:
     """The model's label names in the order of their ids."""
-    return [config.id2label[i] for i in range(config.num_labels)]
+    try:
+        return [config.id2label[i] for i in range(config.num_labels)]
+    except KeyError as error:
+        raise UnlearningError(f"the model's id2label lacks the id {error}: ids must run from 0.") from error
 
 
 def resolve_classes(requested: Sequence[str | int], names: Sequence[str]) -> list[int]:
@@ -110,7 +113,8 @@ def reconcile_labels(
         kept = [i for i in ids if 0 <= i < len(names)]
         if dataset_names is not None and len(kept) < count:
             raise UnlearningError(
-                f"label_offset {offset} sends {count} data set labels outside the model's {len(names)} classes."
+                f"label_offset {offset} sends {count - len(kept)} of {count} data set labels outside the model's"
+                f" {len(names)} classes."
             )
         return ids
     if dataset_names is None:
@@ -122,12 +126,16 @@ def reconcile_labels(
         return [resolve_classes([mapping[name]], [*names, "\0"])[0] for name in dataset_names]
     if all(name == f"LABEL_{i}" for i, name in enumerate(names)) and count == len(names):
         return list(range(count))
+    if [name.strip().casefold() for name in dataset_names] == [name.strip().casefold() for name in names]:
+        return list(range(count))  # the same list, even where a name stands in it twice
     by_name = {name.strip().casefold(): i for i, name in enumerate(names)}
     ids = [by_name.get(name.strip().casefold()) for name in dataset_names]
     if None in ids or len(set(ids)) < len(ids):
-        stray = dataset_names[ids.index(None)] if None in ids else next(n for n in dataset_names)
+        unfit = [n for n, i in zip(dataset_names, ids, strict=True) if i is None or ids.count(i) > 1]
+        stray = dataset_names[ids.index(None)] if None in ids else unfit[0]
+        problem = "is not one of the model's" if None in ids else "stands twice"
         raise UnlearningError(
-            f"the data set's label {stray!r} is not one of the model's. Data set ({count}): {shown(dataset_names, 8)}."
+            f"the data set's label {stray!r} {problem}. Data set ({count}): {shown(dataset_names, 8)}."
             f" Model ({len(names)}): {shown(names, 8)}. Give label_offset (for example 1 for a background class) or a"
             " label mapping."
         )
@@ -179,17 +187,22 @@ def rows_of_classes(dataset: Dataset, label_column: str, mapping: Sequence[int],
     return [row for row, label in enumerate(dataset[label_column][:]) if label in wanted]
 
 
+def check_column(dataset: Dataset, image_column: str) -> None:
+    """Raise an UnlearningError where the image column is missing."""
+    if image_column not in dataset.column_names:
+        raise UnlearningError(
+            f"the data set has no image column {image_column!r}; its columns are {dataset.column_names}."
+            " Give image_column_name."
+        )
+
+
 def decode(dataset: Dataset, image_column: str, index: int) -> Image.Image:
     """One image of a data set.
 
     Raises:
         UnlearningError: no such column, or the image cannot be decoded.
     """
-    if image_column not in dataset.column_names:
-        raise UnlearningError(
-            f"the data set has no image column {image_column!r}; its columns are {dataset.column_names}."
-            " Give image_column_name."
-        )
+    check_column(dataset, image_column)
     try:
         image = dataset[index][image_column]
         if not isinstance(image, Image.Image):

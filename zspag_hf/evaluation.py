@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from enum import Enum
 
 import numpy as np
 import torch
@@ -32,28 +33,35 @@ def make_report(trainer) -> UnlearningReport:
     if control is not None:
         choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
         choice["probe"] = facts["probe"]
-    changes = {name: weight_change(trainer, name) for name in trainer.layers}
+    grams = facts.get("grams", {})
     options = {name: getattr(args, name) for name in UnlearningConfig.__annotations__ if name != "output_dir"}
     return UnlearningReport(
         method=args.method,
+        base_model=trainer.base_model,
         forget_classes=[{"id": i, "label": trainer.label_names_by_id[i]} for i in trainer.forget_ids],
-        forget_images=len(trainer.forget),
+        forget_images=len(trainer.forget) // max(1, args.forget_views),
         seed=args.seed,
         proxies=facts.get("proxies"),
-        layers=[layer | {"weight_change": changes[layer["name"]]} for layer in facts.get("layers", [])],
+        layers=[layer | movement(trainer, layer["name"], grams[layer["name"]]) for layer in facts.get("layers", [])],
         choice=choice,
         curve=control.curve if control else [],
         timings_s=trainer.timings,
         peak_memory_mb=peak_memory_mb(),
-        config={k: v if isinstance(v, int | float | list | None) else str(v) for k, v in options.items()},
+        config={k: v.value if isinstance(v, Enum) else v for k, v in options.items()},
         versions=versions(),
     )
 
 
-def weight_change(trainer, name: str) -> float:
-    """||W - W0|| / ||W0|| of one layer."""
-    start = trainer.original_weights[name]
-    return float((trainer.layers[name].weight.detach() - start).norm() / start.norm().clamp_min(1e-30))
+def movement(trainer, name: str, gram: Tensor) -> dict[str, float]:
+    """weight_change ||W - W0|| / ||W0|| and proxy_drift ||(W - W0) R|| / ||W0 R|| of one layer, R the proxies' rows."""
+    layer = trainer.layers[name]
+    start = layer.matrix(trainer.original_weights[name]).double().cpu()
+    change = layer.matrix(layer.weight.detach()).double().cpu() - start
+    energy = lambda w: float(((w @ gram) * w).sum().clamp_min(0))  # noqa: E731
+    return {
+        "weight_change": float(change.norm() / start.norm().clamp_min(1e-30)),
+        "proxy_drift": (energy(change) / max(energy(start), 1e-300)) ** 0.5,
+    }
 
 
 def fill_models(trainer, dataset: EvalDataset, retrained: PixelClassifier | None) -> None:

@@ -214,7 +214,8 @@ def label_influence(
 ) -> Tensor:
     """a_ik = -v . grad log p_k(x_i), ``(N, C)`` on the CPU: one forward-mode derivative along v a batch (eq. 9).
 
-    Training on (x_i, k) changes the proxies' loss by -epsilon a_ik to first order: a larger a_ik is a better label.
+    Training on (x_i, k) changes the proxies' loss by -epsilon a_ik to first order: to first order and at once, a
+    larger a_ik is a better label (see :func:`zspag_hf.pseudo_labels.pseudo_labels` on the sign).
     """
     classifier.model.eval()
     weights, out = weights_of(layers), []

@@ -127,14 +127,15 @@ def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
     return layers
 
 
-def head_name(layers: dict[str, Layer], num_labels: int) -> str:
+def head_name(layers: dict[str, Layer], num_labels: int) -> str | None:
     """The classification head: the last layer reached whose output has one value a label.
 
-    Distilled models (DeiT, LeViT) have two heads; the last one reached is returned and the other counts as deep.
+    Distilled models (DeiT, LeViT) have two heads; the last one reached is returned and the other counts as deep. None
+    where no layer has that many outputs.
     """
     widths = {
         name: layer.matrix(layer.weight).shape[0] * layer.matrix(layer.weight).shape[1]
         for name, layer in layers.items()
     }
     heads = [name for name, width in widths.items() if width == num_labels]
-    return heads[-1] if heads else list(layers)[-1]
+    return heads[-1] if heads else None

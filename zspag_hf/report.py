@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import resource
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from importlib.metadata import version
 SCHEMA_VERSION = 1
 REPORT_NAME = "unlearning_report.json"
 MODELS = ("original", "masked", "unlearned", "retrained")
-PACKAGES = ("zspag-hf", "torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface-hub")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface-hub")
 
 
 @dataclass
@@ -28,12 +28,16 @@ class UnlearningReport:
             acc_forget_views, the share of unseen views given a forgotten label. None where a model was
             not given or not yet evaluated.
         proxies: count, attack_success_rate, per_class, shortfall.
-        layers: name, d_in, rank, free_forget_energy, weight_change a layer.
+        base_model: the id or folder name of the model that the weights came from.
+        forget_images: images in the request; each was seen as ``forget_views`` random crops where that is not 0.
+        layers: name, d_in, rank, free_forget_energy, weight_change ||W - W0|| / ||W0||, and proxy_drift, the relative
+            change of the layer's outputs on the proxies, a layer.
         choice: what an adaptive run chose; curve: the readings that it chose by.
         timings_s: one entry a stage, and their total.
     """
 
     method: str
+    base_model: str
     forget_classes: list[dict]
     forget_images: int
     seed: int
@@ -53,7 +57,7 @@ class UnlearningReport:
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, REPORT_NAME)
         with open(path + ".part", "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
+            json.dump(finite(asdict(self)), file, indent=1, allow_nan=False)
         os.replace(path + ".part", path)
         return path
 
@@ -73,11 +77,17 @@ class UnlearningReport:
             return f"fixed run: {self.config.get('learning_rate')} learning rate."
         c = self.choice
         first, deep, last = c["forget_probability"]
+        done = (first - deep) / (first - last) if first > last else 0.0
+        depth = f"The whole network did {done:.0%} of the forgetting"
+        depth += ", the head the rest: it is shallow." if done < 0.5 else "."
+        if not c["forgotten"]:
+            depth += "\nNOT FORGOTTEN: held-out forget images keep their label; give more max_steps."
         return (
             f"chosen from the held-out proxies: damping at {c['energy_threshold']:g} of their energy, learning rate"
             f" {c['learning_rate']:.3g}.\nWhole network for {c['whole_network_steps']} steps: probability of the"
-            f" forgotten classes {first:.3f} -> {deep:.3f}; then their rows of the head: -> {last:.4f}.\nHeld-out"
-            f" proxies moved by {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g}). {c['steps']} steps in all."
+            f" forgotten classes {first:.3f} -> {deep:.3f}; with the head's rows for them: {last:.4f}.\n{depth}\n"
+            f"Held-out proxies moved by {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g})."
+            f" {c['steps']} steps in all."
         )
 
 
@@ -105,10 +115,26 @@ def accuracy_table(rows: dict[str, dict]) -> str:
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide a run's numbers."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    from . import __version__
+
+    own = {"python": platform.python_version(), "zspag-hf": __version__}
+    return own | {name: version(name) for name in PACKAGES}
 
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process so far, in MB."""
+def finite(value):
+    """The value with every number that JSON does not know replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def peak_memory_mb() -> float | None:
+    """Peak resident memory of this process so far, in MB; None on Windows, which does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

@@ -47,7 +47,7 @@ def collect_grams(
     """Mean over labels of the trace-normalised Gram matrices of every layer's input.
 
     G = (1/K) sum_k R_k R_k^T / tr(R_k R_k^T): each class weighs the same, in any order, with one matrix a layer for any
-    number of classes. This replaces the incremental merge of eq. 4 (see :func:`merge_bases`); the ranks are the same on
+    number of classes. This replaces the incremental merge of eq. 4 (see :func:`merge_class`); the ranks are the same on
     a small ViT. Two forward passes: the first measures the traces.
 
     Args:
@@ -189,26 +189,25 @@ class Spectrum:
         return {name: done[id(pairs)] for name, pairs in self.pairs.items()}
 
 
-def merge_bases(stacked: dict[int, Tensor], energy_threshold: float) -> Tensor:
-    """Eq. 3-4 as written: one SVD a class, then S <- SVD(concat(S, U_k)) over the classes, without truncation.
+def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) -> Tensor:
+    """One class of eq. 3-4 as written: U_k from an SVD of its rows, then S <- SVD(concat(S, U_k)), without truncation.
 
     Singular values under 1e-6 of the largest are rounding, not directions. The order of the classes does not matter to
-    the result's span. Memory is n x d a class: for comparison with :func:`collect_grams`, not for large layers.
+    the span.
 
     Args:
-        stacked: class -> ``(n, d_in)`` input rows.
+        merged: S so far, ``(d_in, rank)``, or None for the first class.
+        rows: ``(n, d_in)`` input rows of one class.
 
     Returns:
-        ``(d_in, rank)`` float64, orthonormal columns.
+        S, ``(d_in, rank)`` float64, orthonormal columns.
     """
-    merged = None
-    for rows in stacked.values():
-        left, singular, _ = torch.linalg.svd(rows.double().T, full_matrices=False)  # eq. 3
-        u = left[:, : rank_at(singular.square(), energy_threshold)]
-        merged = u if merged is None else torch.cat([merged, u], dim=1)
-        left, singular, _ = torch.linalg.svd(merged, full_matrices=False)  # eq. 4
-        merged = left[:, singular > 1e-6 * singular[0]]
-    return merged
+    left, singular, _ = torch.linalg.svd(rows.double().T, full_matrices=False)  # eq. 3
+    u = left[:, : rank_at(singular.square(), energy_threshold)]
+    if merged is None:
+        return u
+    left, singular, _ = torch.linalg.svd(torch.cat([merged, u], dim=1), full_matrices=False)  # eq. 4
+    return left[:, singular > 1e-6 * singular[0]]
 
 
 @torch.no_grad()
@@ -220,24 +219,22 @@ def literal_bases(
     energy_threshold: float,
     batch_size: int = 64,
 ) -> dict[str, Basis]:
-    """Bases by the literal eq. 3-4, one forward pass a class with every row kept in memory."""
+    """Bases by the literal eq. 3-4: the rows of one class at a time in memory, n x d numbers a layer.
+
+    For comparison with :func:`collect_grams`, not for large layers.
+    """
     classifier.model.eval()
-    rows: dict[str, dict[int, list[Tensor]]] = {name: {} for name in layers}
+    merged: dict[str, list[Tensor | None]] = {name: [None] * layer.groups for name, layer in layers.items()}
     shared: dict[str, str] = {}
     for k in labels.unique().tolist():
+        rows: dict[str, list[Tensor]] = {name: [] for name in layers}
         for batch in pixels[labels == k].split(batch_size):
-            keep = lambda name, r, k=k: rows[name].setdefault(k, []).append(r.double().cpu())  # noqa: E731
-            with input_hooks(layers, shared, keep):
+            with input_hooks(layers, shared, lambda name, r, rows=rows: rows[name].append(r.double().cpu())):
                 classifier(to_unit(batch, classifier.device))
-    bases = {}
-    for name, layer in layers.items():
-        if name in shared:
-            continue
-        by_class = {k: torch.cat(parts, dim=1) for k, parts in rows[name].items()}
-        vectors = tuple(
-            merge_bases({k: r[group] for k, r in by_class.items()}, energy_threshold) for group in range(layer.groups)
-        )
-        bases[name] = Basis(vectors, (float("nan"),) * layer.groups)
+        for name in (name for name in layers if name not in shared):
+            by_group = torch.cat(rows[name], dim=1)
+            merged[name] = [merge_class(s, r, energy_threshold) for s, r in zip(merged[name], by_group, strict=True)]
+    bases = {n: Basis(tuple(parts), (float("nan"),) * len(parts)) for n, parts in merged.items() if n not in shared}
     return {name: bases[shared.get(name, name)] for name in layers}
 
 

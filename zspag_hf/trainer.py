@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import tempfile
 import time
 
+import datasets
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from .checks import check_backend, check_launch, check_output_dir, check_trainable
+from .checks import check_backend, check_device, check_launch, check_output_dir, check_trainable
 from .classifier import PixelClassifier, load_classifier, load_processor
 from .config import UnlearningConfig
 from .constraint import attach, freeze_unconstrained
 from .data import (
     EvalDataset,
     TargetDataset,
+    check_column,
     class_names,
     label_ids,
     model_labels,
@@ -31,6 +34,8 @@ from .evaluation import accuracies, fill_models, make_report
 from .layers import constrained_layers, head_name
 from .methods import METHODS, Plan
 from .report import UnlearningReport
+
+LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
 
 
 class UnlearningTrainer(Trainer):
@@ -69,13 +74,21 @@ class UnlearningTrainer(Trainer):
         self.method = METHODS[args.method]()
         if self.method.needs_retain and retain_dataset is None:
             raise UnlearningError(f"the method {args.method!r} needs retained data: pass retain_dataset.")
-        check_output_dir(args.output_dir)
+        if args.adaptive and optimizers != (None, None):
+            raise UnlearningError("an adaptive run makes its own optimizer: give adaptive=False with optimizers.")
+        args = copy.copy(args)  # a run's choices are written into its own options, not into the caller's
+        check_device(args.device)
         model, processing_class = resolve_model(model, processing_class)
         check_trainable(model)
+        self.base_model = os.path.basename(os.path.normpath(model.config._name_or_path or type(model).__name__))
         self.label_names_by_id = model_labels(model.config)
         self.forget_ids = resolve_classes(args.forget_classes, self.label_names_by_id)
+        forgotten = [{"id": i, "label": self.label_names_by_id[i]} for i in self.forget_ids]
+        check_output_dir(args.output_dir, {"base_model": self.base_model, "forget_classes": forgotten})
+        self.own_optimizer = optimizers[0] is None
         self.label_mapping, self.retain_dataset = label_mapping, retain_dataset
         self.timings: dict[str, float] = {}
+        self.constraint_hooks: list = []
         self.plan: Plan | None = None
         self.report: UnlearningReport | None = None
         super().__init__(
@@ -127,7 +140,10 @@ class UnlearningTrainer(Trainer):
         """A data set with image and label columns as the model's inputs."""
         if isinstance(dataset, EvalDataset):
             return dataset
+        if not isinstance(dataset, datasets.Dataset):
+            raise UnlearningError(f"eval data must be one datasets.Dataset, not {type(dataset).__name__}.")
         args = self.args
+        check_column(dataset, args.image_column_name)
         labels = label_ids(dataset, args.label_column_name, self.reconcile(dataset), self.classifier.num_labels)
         return EvalDataset(dataset, self.processing_class, labels, args.image_column_name)
 
@@ -138,6 +154,11 @@ class UnlearningTrainer(Trainer):
         self.model.eval()
         self.layers = constrained_layers(self.model, lambda: self.classifier(sample))
         self.head = head_name(self.layers, self.classifier.num_labels)
+        if self.head is None and self.args.adaptive and self.args.scope != "all":
+            raise UnlearningError(
+                f"no layer of the model has one output for each of its {self.classifier.num_labels} labels, so there is"
+                " no head to finish with: give scope='all'."
+            )
         self.original_weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
         logits = self.classifier.predict(self.forget.pixels[:2])
         if not torch.isfinite(logits).all():
@@ -147,7 +168,13 @@ class UnlearningTrainer(Trainer):
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         """Run the stages and the constrained training; see :class:`zspag_hf.methods.zspag.ZSPAG` for the default."""
+        if self.args.adaptive and resume_from_checkpoint:
+            raise UnlearningError("an adaptive run cannot be resumed: run it anew, or give adaptive=False.")
         start = time.perf_counter()
+        self.timings.clear()
+        if self.own_optimizer:
+            self.optimizer = self.lr_scheduler = None
+        freeze_unconstrained(self.model, set(self.layers))
         self.plan = plan = self.method.prepare(self)
         freeze_unconstrained(self.model, set(plan.trainable))
         self.train_dataset = TargetDataset(plan.pixels, plan.targets, plan.proxies, self.args.seed)
@@ -160,16 +187,36 @@ class UnlearningTrainer(Trainer):
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
+            for handle in self.constraint_hooks:
+                handle.remove()
         self.model.eval()
         self.timings["total"] = time.perf_counter() - start
         self.report = make_report(self)
+        if not self.quiet:
+            print(self.report.chosen())
         return output
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
         if self.plan is not None and self.plan.constraint is not None:
-            attach(self.plan.constraint, optimizer)
+            self.constraint_hooks += attach(self.plan.constraint, optimizer)
         return optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.load_weights(self.state.best_model_checkpoint)
+
+    def load_weights(self, folder: str) -> None:
+        """Copy a checkpoint's weights: Trainer restores only those whose saved names are still the model's own."""
+        saved = type(self.model).from_pretrained(folder, dtype=torch.float32)
+        self.model.load_state_dict(saved.state_dict())
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """Nothing is pushed before the end: earlier weights still remember."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of the method in training, cross-entropy to the labels in evaluation.
@@ -202,7 +249,8 @@ class UnlearningTrainer(Trainer):
         """acc_rt, acc_ut, their micro forms, and one accuracy a class, from gathered logits."""
         scores = accuracies(prediction.predictions, prediction.label_ids, self.forget_ids)
         per_class = scores.pop("per_class")
-        named = {f"acc_{self.label_names_by_id[k]}": a for k, a in per_class.items()}
+        shown = per_class if self.classifier.num_labels <= LOGGED_CLASSES else self.forget_ids
+        named = {f"acc_{self.label_names_by_id[k]}": per_class[k] for k in shown if k in per_class}
         return {k: v for k, v in scores.items() if v is not None} | named
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", *, retrained=None):
@@ -214,7 +262,7 @@ class UnlearningTrainer(Trainer):
 
         Returns:
             ``eval_acc_rt``, ``eval_acc_ut`` (means over classes), their ``_micro`` forms (over images), one
-            ``eval_acc_<label>`` a class, in [0, 1], and the usual loss and speeds.
+            ``eval_acc_<label>`` a class (forgotten classes alone beyond 100), in [0, 1], and the usual loss and speeds.
 
         Raises:
             UnlearningError: no eval data, or a retrained model with other classes.
@@ -228,6 +276,10 @@ class UnlearningTrainer(Trainer):
             with self.stage("evaluation"):
                 fill_models(self, dataset, retrained)
         return metrics
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+        """As ``Trainer.predict``, on a data set with image and label columns."""
+        return super().predict(self.labelled(test_dataset), ignore_keys, metric_key_prefix)
 
     def load_retrained(self, retrained) -> PixelClassifier | None:
         if retrained is None:
@@ -251,6 +303,8 @@ class UnlearningTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         """Every file is written elsewhere first and moved in whole: a failure leaves what stood there before."""
+        if not self.args.should_save:
+            return
         target = output_dir or self.args.output_dir
         os.makedirs(target, exist_ok=True)
         part = tempfile.mkdtemp(prefix="_part-", dir=target)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ..adaptation import AdaptiveControl, HeldOut, choose_damping
@@ -60,7 +61,9 @@ class ZSPAG(Method):
             plan.trainable = [trainer.head] if args.scope == "head" else plan.trainable
         if args.proxy_weight and args.adaptive:
             plan.proxies = (proxies.pixels, self.proxy_targets(trainer, proxies))
-        plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train], args)
+        with trainer.stage("subspaces"):
+            plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train], args)
+        plan.facts["grams"] = subspaces.grams
         return plan
 
     def held_out_proxies(self, trainer, pixels: Tensor) -> ProxySet:
@@ -113,8 +116,9 @@ class ZSPAG(Method):
                 args.proxy_budget,
                 **({"thresholds": thresholds} if thresholds else {}),
             )
-        rate = rate if args.learning_rate is None else args.learning_rate
-        args.learning_rate, args.energy_threshold = rate, threshold
+        chosen = [threshold, rate if args.learning_rate is None else args.learning_rate]
+        broadcast_object_list(chosen)
+        threshold, rate = args.energy_threshold, args.learning_rate = chosen
         plan.constraint = build_constraint(trainer, subspaces, threshold)
         control = AdaptiveControl(
             held_out,
