@@ -68,10 +68,7 @@ def parse(argv: list[str]) -> tuple[ExampleArguments, UnlearningConfig]:
 
 def prepare_digits(config: UnlearningConfig):
     """Model, reference, data and training seconds, on scikit-learn's digits."""
-    if config.output_dir == UnlearningConfig.output_dir:
-        config.output_dir = "outputs/digits"
     train, test = digits_dataset()
-    config.forget_classes = config.forget_classes or ["3"]
     names = train.features["label"].names
     gone = resolve_classes(config.forget_classes, names)
     models, seconds = {}, {}
@@ -127,7 +124,12 @@ def unlearn(
 def run(arguments: ExampleArguments, config: UnlearningConfig) -> None:
     if arguments.model_name_or_path is None and arguments.dataset_name is not None:
         raise UnlearningError("--dataset_name needs --model_name_or_path: the classifier that was trained on it.")
-    prepare = prepare_digits(config) if arguments.model_name_or_path is None else prepare_data(arguments, config)
+    if arguments.model_name_or_path is None:
+        folder = "outputs/digits" if config.output_dir == UnlearningConfig.output_dir else config.output_dir
+        config = config.but(forget_classes=config.forget_classes or ["3"], output_dir=folder)
+        prepare = prepare_digits(config)
+    else:
+        prepare = prepare_data(arguments, config)
     model, processor, forget, test, retrained, seconds, mapping = prepare
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows = {}
