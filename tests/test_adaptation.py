@@ -11,14 +11,12 @@ from zspag_hf.adaptation import (
     MAX_REJECTED,
     ROUND_STEPS,
     AdaptiveControl,
-    HeldOut,
-    Reading,
     choose_damping,
     forget_gradient,
-    jensen_shannon,
     soft_loss,
 )
 from zspag_hf.constraint import SoftConstraint
+from zspag_hf.held_out import HeldOut, Reading, jensen_shannon
 from zspag_hf.layers import constrained_layers
 from zspag_hf.pseudo_labels import pseudo_labels
 from zspag_hf.subspaces import Spectrum, collect_grams

@@ -83,6 +83,7 @@ def test_what_is_given_is_kept():
         ({"learning_rate": "1e-3"}, "learning_rate='1e-3' is not a number"),
         ({"attack_eps": 0.0}, "attack_eps=0.0 must be above 0"),
         ({"attack_steps": -1}, "attack_steps=-1 must be at least 1"),
+        ({"attack": "fgsm", "attack_steps": 5}, "fgsm takes one step"),
         ({"tf32": True}, "tf32=True makes the constraint"),
         ({"torch_compile": True}, "torch_compile=True"),
         ({"fp16_full_eval": True}, "fp16_full_eval=True"),

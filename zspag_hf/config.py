@@ -199,6 +199,8 @@ class UnlearningConfig(TrainingArguments):
             raise UnlearningError(
                 f"adaptive=True works on the soft constraint, not on {self.constraint!r}: leave adaptive unset."
             )
+        if self.attack == "fgsm" and self.attack_steps not in (None, 1):
+            raise UnlearningError(f"attack_steps={self.attack_steps}: fgsm takes one step; use attack='pgd' for more.")
         self.check_adaptive()
         self.check_exact()
         if self.subspace_merge == "literal" and self.constraint == "soft":

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .adaptation import jensen_shannon
 from .classifier import PixelClassifier
 from .config import UnlearningConfig
 from .data import EvalDataset
+from .held_out import jensen_shannon
 from .metrics.unlearning_accuracy.unlearning_accuracy import UnlearningAccuracy
 from .pseudo_labels import retained_mask
 from .report import MODELS, UnlearningReport, peak_memory_mb, versions

@@ -6,6 +6,7 @@ import torch
 
 from ..pseudo_labels import retained_mask
 from .base import Method, Plan
+from .stages import build_constraint, gather_proxies, gather_subspaces
 
 
 class RandomLabels(Method):
@@ -23,8 +24,6 @@ class RandomLabels(Method):
         targets = torch.nn.functional.one_hot(drawn, trainer.classifier.num_labels).float()
         plan = Plan(forget.pixels, targets, list(trainer.layers))
         if trainer.args.constraint != "none":
-            from .zspag import build_constraint, gather_proxies, gather_subspaces
-
             proxies = gather_proxies(trainer, forget.pixels, trainer.args.proxies_per_class, trainer.args.max_proxies)
             plan.constraint = build_constraint(
                 trainer, gather_subspaces(trainer, proxies), trainer.args.energy_threshold
