@@ -165,6 +165,18 @@ def test_a_head_round_that_raises_the_forgotten_class_elsewhere_is_rolled_back()
     assert not run.control.curve[-1]["kept"]
 
 
+def test_once_forgotten_a_round_must_gain_what_it_costs():
+    gone = {"p": 0.005, "rate": 0.0}
+    run = Run(
+        [reading(), reading(js=0.02, **gone), reading(kl=0.0015, js=0.019, **gone), reading(kl=0.001, js=0.01, **gone)]
+    )
+    run.round()
+    run.round()
+    assert not run.control.curve[-1]["kept"], "0.001 nats nearer the targets for 0.0015 of the proxies"
+    run.round()
+    assert run.control.curve[-1]["kept"]
+
+
 def test_steps_are_kept_for_the_head_where_the_whole_network_is_too_slow():
     run = Run([reading(), *[reading(js=0.49)] * 3])
     run.args.max_steps = 3 * ROUND_STEPS

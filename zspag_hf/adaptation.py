@@ -130,7 +130,8 @@ class AdaptiveControl(TrainerCallback):
 
     Phase "whole": every constrained layer. A round is rolled back, and the step divided by 4, when it spends more than
     a fifth of the proxy budget, exceeds the budget, leads away from the targets, or is not finite; the step is doubled
-    after a round that spends under a fiftieth. A step size that was rolled back is not tried again. Ends once the
+    after a round that spends under a fiftieth. A step size that was rolled back is not tried again. Once forgotten, a
+    round is kept only where it gains as many nats towards the targets as it moves the proxies. Ends once the
     held-out forget images are forgotten and the divergence from their targets has stopped falling, after
     ``MAX_REJECTED`` rollbacks, or ``PATIENCE`` rounds without progress.
     Phase "head": only the head's rows of the forgotten classes, until no held-out forget image keeps its label.
@@ -202,7 +203,10 @@ class AdaptiveControl(TrainerCallback):
 
     def keeps_whole(self, now: Reading) -> bool:
         spent = now.proxy_kl - self.kept.proxy_kl
-        forward = now.target_js <= (1 + SLACK) * self.kept.target_js  # False for nan
+        if self.is_forgotten():  # from here on a round has to pay: nats towards the targets for nats of the proxies
+            forward = now.target_js + now.proxy_kl <= self.kept.target_js + self.kept.proxy_kl
+        else:
+            forward = now.target_js <= (1 + SLACK) * self.kept.target_js  # False for nan
         return forward and now.proxy_kl <= self.budget and spent <= self.budget / 5
 
     def keeps_head(self, now: Reading) -> bool:
