@@ -14,6 +14,7 @@ A YAML file may be the only argument. Every field of UnlearningConfig is an opti
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -135,9 +136,11 @@ def run(arguments: ExampleArguments, config: UnlearningConfig) -> None:
     rows = {}
     if arguments.baselines or arguments.model_name_or_path is None:
         for name, options in BASELINES.items():
+            announce(name)
             trainer = unlearn(model, processor, forget, test, config.but(**options), retrained, mapping, False)
             rows[name] = trainer.report.models["unlearned"] | {"seconds": trainer.report.timings_s["total"]}
             model.load_state_dict(start)
+    announce("unlearning")
     trainer = unlearn(model, processor, forget, test, config, retrained, mapping, True)
     report = trainer.report
     seconds |= {"unlearned": report.timings_s["total"], "masked": 0.0}
@@ -146,8 +149,14 @@ def run(arguments: ExampleArguments, config: UnlearningConfig) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         gone = ", ".join(c["label"] for c in report.forget_classes)
-        print(f"\nforgotten: {gone} ({report.forget_images} images)\n\n{report.table()}\n\n{report.chosen()}\n")
+        print(f"\nforgotten: {gone} ({report.forget_images} images)\n\n{report.table()}\n")
         print(f"model, processor and report: {config.output_dir}")
+
+
+def announce(name: str) -> None:
+    """Say, once for all processes, what runs next."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"\n--- {name}")
 
 
 def main() -> None:

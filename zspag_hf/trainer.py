@@ -192,7 +192,7 @@ class UnlearningTrainer(Trainer):
         self.model.eval()
         self.timings["total"] = time.perf_counter() - start
         self.report = make_report(self)
-        if not self.quiet:
+        if self.report.choice and self.is_world_process_zero():
             print(self.report.chosen())
         return output
 
