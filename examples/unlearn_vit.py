@@ -26,8 +26,9 @@ from digits import digits_dataset, digits_model, train_classifier
 from transformers import HfArgumentParser
 
 from zspag_hf import UnlearningConfig, UnlearningError, UnlearningTrainer
+from zspag_hf.checks import check_launch
 from zspag_hf.classifier import load_classifier
-from zspag_hf.data import class_names, model_labels, reconcile_labels, resolve_classes, rows_of_classes
+from zspag_hf.labels import class_names, model_labels, reconcile_labels, resolve_classes, rows_of_classes
 
 BASELINES = {
     "random labels, unconstrained": {"method": "random_labels", "constraint": "none"},
@@ -162,6 +163,7 @@ def announce(name: str) -> None:
 def main() -> None:
     try:
         arguments, config = parse(sys.argv[1:])
+        check_launch(config.distributed_state)
         if config.disable_tqdm:
             transformers.utils.logging.disable_progress_bar()
         run(arguments, config)

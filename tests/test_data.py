@@ -5,17 +5,9 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from tiny import NAMES, images, tiny_processor
 
-from zspag_hf.data import (
-    EvalDataset,
-    TargetDataset,
-    label_ids,
-    random_views,
-    read_forget_set,
-    reconcile_labels,
-    resolve_classes,
-    rows_of_classes,
-)
+from zspag_hf.data import EvalDataset, TargetDataset, random_views, read_forget_set
 from zspag_hf.errors import UnlearningError
+from zspag_hf.labels import class_names, label_ids, reconcile_labels, resolve_classes, rows_of_classes
 
 
 def test_classes_are_found_by_name_synonym_case_or_id():
@@ -97,10 +89,7 @@ def test_missing_columns_are_named():
     with pytest.raises(UnlearningError, match=r"no image column 'img'; its columns are \['image', 'label'\]"):
         read(images([2]), image_column="img")
     with pytest.raises(UnlearningError, match="no label column 'fine_label'"):
-        read_columns = images([2])
-        from zspag_hf.data import class_names
-
-        class_names(read_columns, "fine_label")
+        class_names(images([2]), "fine_label")
 
 
 def test_a_corrupt_image_is_named_by_its_position():

@@ -66,6 +66,37 @@ def quota_pairs(
     return pairs, quota
 
 
+def attack_pairs(
+    classifier: PixelClassifier,
+    pixels: Tensor,
+    pairs: list[tuple[int, int]],
+    attack: Attack,
+    accept: Tensor | None,
+    batch_size: int,
+    seed: int,
+    disable_progress: bool,
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[int, int]]]:
+    """One attack on every (image index, class) pair.
+
+    Args:
+        accept: ``(C,)`` bool, the answers to take; None takes only the class aimed at.
+
+    Returns:
+        Pixels and answers of what was taken, a batch each, and the pairs that failed.
+    """
+    taken, failed = [], []
+    for start in tqdm(
+        range(0, len(pairs), batch_size), desc=f"Proxies (eps {attack.eps:.3g})", disable=disable_progress
+    ):
+        chunk = pairs[start : start + batch_size]
+        index, target = (torch.tensor(column) for column in zip(*chunk, strict=True))
+        result = attack(classifier, pixels[index], target, [seed * 1_000_003 + i for i in index.tolist()])
+        take = result.crossed if accept is None else accept[result.predicted]
+        taken.append((result.pixels[take], result.predicted[take]))
+        failed += [pair for pair, ok in zip(chunk, take.tolist(), strict=True) if not ok]
+    return taken, failed
+
+
 def make_proxies(
     classifier: PixelClassifier,
     pixels: Tensor,
@@ -102,19 +133,11 @@ def make_proxies(
         pairs, quota = quota_pairs(logits, forget_ids, per_class, max_proxies)
     images, labels, pending = [], [], pairs
     for doubling in range(eps_doublings + 1):
-        failed = []
         stronger = attack if doubling == 0 else attack.at_eps(attack.eps * 2**doubling)
-        starts = range(0, len(pending), batch_size)
-        for start in tqdm(starts, desc=f"Proxies (eps {stronger.eps:.3g})", disable=disable_progress):
-            chunk = pending[start : start + batch_size]
-            index, target = (torch.tensor(column) for column in zip(*chunk, strict=True))
-            result = stronger(classifier, pixels[index], target, [seed * 1_000_003 + i for i in index.tolist()])
-            last = doubling == eps_doublings
-            take = keep[result.predicted] if last else result.crossed
-            images.append(result.pixels[take])
-            labels.append(result.predicted[take])
-            failed += [pair for pair, ok in zip(chunk, take.tolist(), strict=True) if not ok]
-        pending = failed
+        accept = keep if doubling == eps_doublings else None
+        found, pending = attack_pairs(classifier, pixels, pending, stronger, accept, batch_size, seed, disable_progress)
+        images += [result[0] for result in found]
+        labels += [result[1] for result in found]
     labels = torch.cat(labels)
     if not len(labels):
         raise UnlearningError(

@@ -18,19 +18,10 @@ from .checks import check_backend, check_device, check_launch, check_output_dir,
 from .classifier import PixelClassifier, load_classifier, load_processor
 from .config import UnlearningConfig
 from .constraint import attach, freeze_unconstrained
-from .data import (
-    EvalDataset,
-    TargetDataset,
-    check_column,
-    class_names,
-    label_ids,
-    model_labels,
-    read_forget_set,
-    reconcile_labels,
-    resolve_classes,
-)
+from .data import EvalDataset, TargetDataset, check_column, read_forget_set
 from .errors import UnlearningError
 from .evaluation import accuracies, fill_models, make_report
+from .labels import class_names, label_ids, model_labels, reconcile_labels, resolve_classes
 from .layers import constrained_layers, head_name
 from .methods import METHODS, Plan
 from .report import UnlearningReport
