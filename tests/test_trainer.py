@@ -351,6 +351,14 @@ def test_an_output_folder_with_another_request_is_refused(tmp_path):
         trainer(tmp_path, forget=images([3] * 12), forget_classes=["dog"])
 
 
+@pytest.mark.parametrize("text", ["{", '{"schema_version": 0}'])
+def test_an_output_folder_with_an_unreadable_report_is_refused(tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "unlearning_report.json").write_text(text)
+    with pytest.raises(UnlearningError, match="cannot read"):
+        trainer(tmp_path)
+
+
 def test_an_output_folder_with_an_earlier_result_is_taken(tmp_path):
     for _ in range(2):
         run = trainer(tmp_path, max_steps=10)

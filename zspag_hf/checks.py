@@ -64,7 +64,13 @@ def check_output_dir(folder: str, request: dict) -> None:
         return
     names = set(os.listdir(folder))
     if REPORT_NAME in names:
-        earlier = UnlearningReport.load(folder)
+        try:
+            earlier = UnlearningReport.load(folder)
+        except (TypeError, ValueError) as error:
+            raise UnlearningError(
+                f"output_dir {folder!r} holds an {REPORT_NAME} that this version cannot read ({error}): give a new"
+                " folder."
+            ) from error
         for name, value in request.items():
             if getattr(earlier, name) != value:
                 raise UnlearningError(

@@ -102,7 +102,8 @@ class UnlearningConfig(TrainingArguments):
         metadata={"help": "How far outputs on held-out proxies may move: mean KL in nats, over retained classes."},
     )
     proxy_weight: float = field(
-        default=3.0, metadata={"help": "Weight of keeping the original outputs on training proxies; 0 switches it off."}
+        default=3.0,
+        metadata={"help": "Weight of keeping the original outputs on training proxies, in adaptive runs; 0 for none."},
     )
     pseudo_label: str | None = field(
         default=None, metadata={"help": "prior: prior x exp(influence / tau); paper: eq. 7-10 as written."}
