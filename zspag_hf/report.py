@@ -22,11 +22,10 @@ class UnlearningReport:
 
     Attributes:
         models: "original", "masked" (original with the forgotten logits at -inf: changes no weight, and passes both
-            accuracies for free), "unlearned", "retrained" -> acc_rt, acc_ut, their micro forms, per_class, and
-            js_ut, the
-            Jensen-Shannon divergence in nats from the retrained model on forgotten-class images; with forget_views also
-            acc_forget_views, the share of unseen views given a forgotten label. None where a model was
-            not given or not yet evaluated.
+            accuracies for free), "unlearned", "retrained", and any baseline that was run beside them -> acc_rt,
+            acc_ut, their micro forms, per_class, and js_ut, the Jensen-Shannon divergence in nats from the retrained
+            model on forgotten-class images; with forget_views also acc_forget_views, the share of unseen views given a
+            forgotten label; seconds where the run was timed. None where a model was not given or not yet evaluated.
         proxies: count, attack_success_rate, per_class, shortfall.
         base_model: the id or folder name of the model that the weights came from.
         forget_images: images in the request; each was seen as ``forget_views`` random crops where that is not 0.
