@@ -1,40 +1,42 @@
-"""Accuracy on retained and on forgotten classes (ZS-PAG, section 4.1)."""
+"""Accuracy on retained and on forgotten classes, and on the images of the request (ZS-PAG 4.1; SalUn)."""
 
-import datasets
 import evaluate
 import numpy as np
 
-_DESCRIPTION = """acc_rt and acc_ut: unweighted means over classes of the test accuracy on retained and on forgotten
-classes,
-as the paper reports them, in [0, 1]. acc_rt: higher is better. acc_ut: lower is better, 0 for a retrained model."""
+from zspag_hf.metrics.rows import FORGET, RETAIN, TEST_FORGOTTEN, TEST_RETAINED, VIEWS, info, mean, pick
 
-_CITATION = """@inproceedings{chen2025zspag, title={Zero-Shot Machine Unlearning with Proxy Adversarial Data
-Generation}, author={Chen, Huiqiang and Zhu, Tianqing and Yu, Xin and Zhou, Wanlei}, booktitle={IJCAI}, year={2025}}"""
+_DESCRIPTION = """acc_rt, acc_ut: mean over classes of the test accuracy on retained and on forgotten classes, as the
+paper reports them; acc_rt_micro, acc_ut_micro: mean over images. ua = 1 - accuracy on the forget images, ra = accuracy
+on retained training images, ta = accuracy on test images of retained classes, acc_views = accuracy on unseen random
+crops of the forget images. All in [0, 1]."""
 
-_INPUTS = """predictions: label ids, one an image. references: true label ids. forget_ids: the forgotten label ids.
-Returns acc_rt, acc_ut (mean over classes), acc_rt_micro, acc_ut_micro (mean over images) and per_class, a dict from
-label id to accuracy; a mean over no images is None."""
+_INPUTS = """The common table (zspag_hf.metrics.rows). A score over no images is None. per_class: label id -> test
+accuracy."""
 
 
 class UnlearningAccuracy(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
-        )
+        return info(_DESCRIPTION, _INPUTS)
 
-    def _compute(self, predictions, references, forget_ids):
-        predictions, references = np.asarray(predictions), np.asarray(references)
-        right = predictions == references
-        per_class = {int(k): float(right[references == k].mean()) for k in np.unique(references)}
-        gone = np.isin(references, list(forget_ids))
-        mean = lambda values: float(np.mean(values)) if len(values) else None  # noqa: E731
+    def _compute(self, predictions, references, splits, **_):
+        references = np.asarray(references)
+        right = np.argmax(np.asarray(predictions), 1) == references
+        gone, kept = pick(splits, TEST_FORGOTTEN), pick(splits, TEST_RETAINED)
+        forgotten, retained = (classes(right, references, rows) for rows in (gone, kept))
+        asked = mean(right[pick(splits, FORGET)])
         return {
-            "acc_rt": mean([a for k, a in per_class.items() if k not in set(forget_ids)]),
-            "acc_ut": mean([a for k, a in per_class.items() if k in set(forget_ids)]),
-            "acc_rt_micro": mean(right[~gone]),
+            "acc_rt": mean(list(retained.values())),
+            "acc_ut": mean(list(forgotten.values())),
+            "acc_rt_micro": mean(right[kept]),
             "acc_ut_micro": mean(right[gone]),
-            "per_class": per_class,
+            "acc_views": mean(right[pick(splits, VIEWS)]),
+            "ua": None if asked is None else 1 - asked,
+            "ra": mean(right[pick(splits, RETAIN)]),
+            "ta": mean(right[kept]),
+            "per_class": dict(sorted((forgotten | retained).items())),
         }
+
+
+def classes(right, references, rows):
+    """Label id -> accuracy, over some rows."""
+    return {int(k): float(right[rows & (references == k)].mean()) for k in np.unique(references[rows])}

@@ -1,0 +1,31 @@
+"""Do two models look at the same places? Similarity of their GradCAM maps (ZS-PAG, figure 3, as a number)."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from zspag_hf.metrics.rows import CITATION, mean
+
+_DESCRIPTION = """gradcam_similarity: mean cosine between the GradCAM maps of the model and of the retrained model,
+image by image, both for the class originally labelled, in [0, 1]. Images on which either map is empty are left out."""
+
+_INPUTS = """predictions (N, h * w): non-negative maps of the model; references (N, h * w): the retrained model's. None
+where no pair of maps is left."""
+
+
+class HeatmapSimilarity(evaluate.Metric):
+    def _info(self):
+        many = datasets.Sequence(datasets.Value("float32"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": many, "references": many}),
+        )
+
+    def _compute(self, predictions, references, **_):
+        if not len(predictions):
+            return {"gradcam_similarity": None}
+        a, b = np.asarray(predictions, float), np.asarray(references, float)
+        size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return {"gradcam_similarity": mean((a * b).sum(1)[size > 0] / size[size > 0])}
