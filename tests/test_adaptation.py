@@ -89,12 +89,12 @@ def test_the_first_step_stays_inside_its_share_and_the_weights_come_back():
 class Run:
     """An AdaptiveControl fed with scripted readings in place of a model's."""
 
-    def __init__(self, readings, scope="auto", budget=0.01):
+    def __init__(self, readings, budget=0.01, **options):
         s = setting()
         constraint = SoftConstraint(s.layers, s.spectrum.dampings(0.9))
-        self.control = AdaptiveControl(
-            s.held, constraint, s.layers, list(s.layers)[-1], budget, scope, 0.1, (s.forget, s.targets), 1.0, dict
-        )
+        self.fitted = []
+        options = {"finish": lambda: self.fitted.append(True) or 1e-4} | options
+        self.control = AdaptiveControl(s.held, constraint, s.layers, budget, 0.1, dict, **options)
         script = iter(readings)
         self.control.read = lambda: next(script)
         self.args, self.state = SimpleNamespace(max_steps=10_000), SimpleNamespace(global_step=0)
@@ -108,6 +108,8 @@ class Run:
             for layer in self.layers.values():
                 layer.weight.add_(1.0)
         for _ in range(ROUND_STEPS):
+            if self.signal.should_training_stop:
+                return
             self.state.global_step += 1
             self.control.on_step_end(self.args, self.state, self.signal)
 
@@ -146,23 +148,22 @@ def test_a_cheap_round_doubles_the_step_and_a_failed_step_is_not_tried_again():
 
 
 def test_what_the_whole_network_cannot_do_the_head_finishes():
-    worse = reading(kl=1.0)
-    run = Run([reading(), *[worse] * MAX_REJECTED, reading(p=0.2, rate=0.1), reading(p=0.005, rate=0.0)])
-    for _ in range(MAX_REJECTED):
+    run = Run([reading(), *[reading(kl=1.0)] * MAX_REJECTED, reading(p=0.0001, rate=0.0)])
+    for i in range(MAX_REJECTED):
+        assert not run.fitted, i
         run.round()
-    assert run.control.phase == "head" and run.constraint.only == (run.control.head, [1])
-    run.round()
-    assert not run.signal.should_training_stop
-    run.round()
-    assert run.signal.should_training_stop
-    assert run.control.summary()["phase_at_end"] == "head"
+    assert run.fitted == [True] and run.signal.should_training_stop
+    summary = run.control.summary()
+    assert summary["forgotten"] and summary["unseen_level"] == 1e-4
+    assert summary["forget_probability"] == [0.5, 0.5, 0.0001], "at the start, after the whole network, at the end"
 
 
-def test_a_head_round_that_raises_the_forgotten_class_elsewhere_is_rolled_back():
-    run = Run([reading(), reading(p=0.1, beside=0.2)], scope="head")
-    assert run.control.phase == "head"
+def test_where_the_head_alone_moves_the_deep_layers_stay():
+    run = Run([reading(), reading(p=0.0001, rate=0.0)], whole=False)
+    before = {name: layer.weight.detach().clone() for name, layer in run.layers.items()}
     run.round()
-    assert not run.control.curve[-1]["kept"]
+    assert run.fitted == [True] and run.signal.should_training_stop
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in run.layers.items())
 
 
 def test_once_forgotten_a_round_must_gain_what_it_costs():
@@ -177,17 +178,17 @@ def test_once_forgotten_a_round_must_gain_what_it_costs():
     assert run.control.curve[-1]["kept"]
 
 
-def test_steps_are_kept_for_the_head_where_the_whole_network_is_too_slow():
-    run = Run([reading(), *[reading(js=0.49)] * 3])
+def test_the_head_is_fitted_where_the_steps_run_out():
+    run = Run([reading(), *[reading(js=0.49)] * 4, reading(p=0.0001, rate=0.0)])
     run.args.max_steps = 3 * ROUND_STEPS
     run.round(), run.round()
-    assert run.control.phase == "whole"
+    assert not run.fitted
     run.round()
-    assert run.control.phase == "head"
+    assert run.fitted and run.signal.should_training_stop
 
 
 def test_a_round_cut_short_is_judged_too():
-    run = Run([reading(), reading(kl=1.0)])
+    run = Run([reading(), reading(kl=1.0)], finish=None)
     before = {name: layer.weight.detach().clone() for name, layer in run.layers.items()}
     with torch.no_grad():
         for layer in run.layers.values():
@@ -198,24 +199,25 @@ def test_a_round_cut_short_is_judged_too():
 
 
 def test_a_run_that_did_not_forget_says_so():
-    run = Run([reading(), reading(p=0.4)], scope="all")
+    run = Run([reading(), reading(p=0.4)], finish=None)
     run.round()
     assert run.control.summary()["forgotten"] is False
 
 
-def test_scope_all_never_enters_the_head():
-    run = Run([reading(), *[reading(kl=1.0)] * MAX_REJECTED], scope="all")
+def test_without_a_head_to_fit_the_whole_network_ends_the_run():
+    run = Run([reading(), *[reading(kl=1.0)] * MAX_REJECTED], finish=None)
     for _ in range(MAX_REJECTED):
         run.round()
     assert run.signal.should_training_stop and run.control.phase == "whole"
 
 
 def test_a_forgotten_set_that_has_settled_ends_the_run():
-    run = Run([reading(js=0.1), reading(js=0.02, p=0.005, rate=0.0), reading(js=0.019, p=0.004, rate=0.0)])
+    gone = [reading(js=js, p=0.005, rate=0.0) for js in (0.02, 0.019, 0.019)]
+    run = Run([reading(js=0.1), *gone])
     run.round()
     assert not run.signal.should_training_stop, "still falling"
     run.round()
-    assert run.signal.should_training_stop and run.control.phase == "whole"
+    assert run.signal.should_training_stop and run.fitted == [True], "the rows are fitted even so"
 
 
 def test_soft_loss_is_the_mean_soft_cross_entropy():

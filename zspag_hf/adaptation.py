@@ -7,7 +7,8 @@ Two observations carry the rules, made on four settings (digits and CIFAR-10 on 
 face ResNet). Where the held-out proxies that barely crossed moved by at most 0.01 nats (mean KL divergence over
 retained classes), test accuracy on retained classes stayed within half a point of the masked model's on all four;
 where 0.05 was allowed, three of them lost one to five points. And what the deep layers cannot forget within that
-budget, the forgotten classes' own rows of the head can: they leave the retained classes' logits untouched.
+budget, the forgotten classes' own rows of the head can: they leave the retained classes' logits untouched
+(:mod:`zspag_hf.head`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from .subspaces import Spectrum
 
 ROUND_STEPS = 10  # optimizer steps between two looks at the held-out data
 MAX_REJECTED = 6  # rounds rolled back before the deep layers are left alone
-HEAD_SHARE = 0.2  # of max_steps, kept for the head where the whole network has not forgotten by then
 SLACK = 0.1  # what counts as no difference, of gains and of divergences from the targets
 PATIENCE = 10  # rounds without 2 % less divergence from the target
 PROBE_IMAGES = 256  # forget images that the first step is chosen on
@@ -134,7 +134,11 @@ class AdaptiveControl(TrainerCallback):
     round is kept only where it gains as many nats towards the targets as it moves the proxies. Ends once the
     held-out forget images are forgotten and the divergence from their targets has stopped falling, after
     ``MAX_REJECTED`` rollbacks, or ``PATIENCE`` rounds without progress.
-    Phase "head": only the head's rows of the forgotten classes, until no held-out forget image keeps its label.
+    Phase "head": the head's rows of the forgotten classes are fitted (:func:`zspag_hf.head.fit_unseen_rows`).
+
+    Args:
+        finish: fits the rows; None where only the whole network is to move (scope "all").
+        whole: False to leave the deep layers as they are (scope "head").
 
     Attributes:
         curve: one record a round: what was read, at which step size, and whether it was kept.
@@ -145,44 +149,45 @@ class AdaptiveControl(TrainerCallback):
         held_out: HeldOut,
         constraint: SoftConstraint,
         layers: dict[str, Layer],
-        head: str,
         budget: float,
-        scope: str,
         learning_rate: float,
-        forget: tuple[Tensor, Tensor],
-        proxy_weight: float,
         log,
+        finish=None,
+        whole: bool = True,
     ):
-        self.held_out, self.constraint, self.layers, self.head = held_out, constraint, layers, head
-        self.budget, self.scope, self.learning_rate = budget, scope, learning_rate
-        self.forget, self.proxy_weight, self.log = forget, proxy_weight, log
+        self.held_out, self.constraint, self.layers = held_out, constraint, layers
+        self.budget, self.learning_rate, self.log = budget, learning_rate, log
+        self.finish, self.whole = finish, whole
         self.curve: list[dict] = []
         self.rejected = self.stalled = self.since = 0
         self.settled, self.ceiling = False, math.inf
-        self.phase = "whole"
+        self.phase, self.level = "whole", None
 
     def on_train_begin(self, args, state, control, **_):
         self.kept = self.read()
         self.best = self.kept.target_js
         self.record(state, self.kept, True)
         self.snapshot()
-        if self.scope == "head":
-            self.enter_head()
 
     def on_step_end(self, args, state, control, **_):
         self.since += 1
-        if self.since >= ROUND_STEPS or state.global_step >= args.max_steps:
+        if not self.whole:
+            self.restore()
+            self.end(state, control)
+        elif self.since >= ROUND_STEPS or state.global_step >= args.max_steps:
             self.close_round(args, state, control)
 
     def on_train_end(self, args, state, control, **_):
         if self.since:  # stopped by somebody else within a round: that round is judged too
             self.close_round(args, state, control)
+        if self.phase == "whole":
+            self.end(state, control)
 
     def close_round(self, args, state, control) -> None:
         """Keep the round or roll it back, and decide what comes next."""
         self.since = 0
         reading = self.read()
-        keep = self.keeps_whole(reading) if self.phase == "whole" else self.keeps_head(reading)
+        keep = self.keeps(reading)
         self.record(state, reading, keep)
         if keep:
             self.accept(reading)
@@ -191,17 +196,20 @@ class AdaptiveControl(TrainerCallback):
             self.restore()
             self.ceiling = self.constraint.step_scale / 2
             self.constraint.step_scale /= 4
-        if self.phase == "whole":
-            out_of_steps = self.scope == "auto" and state.global_step >= (1 - HEAD_SHARE) * args.max_steps
-            if self.whole_is_done() or out_of_steps:
-                if self.scope == "all" or self.is_forgotten():
-                    control.should_training_stop = True
-                else:
-                    self.enter_head()
-        elif self.is_forgotten() or self.rejected >= MAX_REJECTED:
-            control.should_training_stop = True
+        if self.is_done() or state.global_step >= args.max_steps:
+            self.end(state, control)
 
-    def keeps_whole(self, now: Reading) -> bool:
+    def end(self, state, control) -> None:
+        """Fit the head's rows, read once more, and stop."""
+        self.since = 0
+        control.should_training_stop = True
+        if self.finish is not None:
+            self.phase = "head"
+            self.level = self.finish()
+            self.kept = self.read()
+            self.record(state, self.kept, True)
+
+    def keeps(self, now: Reading) -> bool:
         spent = now.proxy_kl - self.kept.proxy_kl
         if self.is_forgotten():  # from here on a round has to pay: nats towards the targets for nats of the proxies
             forward = now.target_js + now.proxy_kl <= self.kept.target_js + self.kept.proxy_kl
@@ -209,17 +217,9 @@ class AdaptiveControl(TrainerCallback):
             forward = now.target_js <= (1 + SLACK) * self.kept.target_js  # False for nan
         return forward and now.proxy_kl <= self.budget and spent <= self.budget / 5
 
-    def keeps_head(self, now: Reading) -> bool:
-        lower = now.forget_probability <= self.kept.forget_probability
-        return (
-            math.isfinite(now.target_js)
-            and lower
-            and now.proxy_forget_probability <= self.kept.proxy_forget_probability
-        )
-
     def accept(self, now: Reading) -> None:
         spent = now.proxy_kl - self.kept.proxy_kl
-        if self.phase == "head" or spent < self.budget / 50:
+        if spent < self.budget / 50:
             self.constraint.step_scale = min(2 * self.constraint.step_scale, self.ceiling)
         slow = now.target_js > (1 - SLACK) * self.kept.target_js
         self.stalled = 0 if now.target_js < 0.98 * self.best else self.stalled + 1
@@ -228,34 +228,12 @@ class AdaptiveControl(TrainerCallback):
         self.settled = slow and self.is_forgotten()
         self.snapshot()
 
-    def whole_is_done(self) -> bool:
+    def is_done(self) -> bool:
         return self.settled or self.rejected >= MAX_REJECTED or self.stalled >= PATIENCE
 
     def is_forgotten(self) -> bool:
-        return self.kept.forget_rate == 0 and self.kept.forget_probability < FORGOTTEN
-
-    def enter_head(self) -> None:
-        """Only the forgotten classes' rows of the head move on: the retained logits stay as they are."""
-        self.phase, self.rejected, self.stalled, self.since = "head", 0, 0, 0
-        self.ceiling = math.inf
-        self.constraint.restrict(self.head, self.held_out.forget_ids)
-        rate = [self.polyak_rate()]
-        broadcast_object_list(rate)
-        self.constraint.step_scale = rate[0] / self.learning_rate
-
-    def polyak_rate(self) -> float:
-        """(loss - entropy of the targets) / slope along the damped rows: a step to the target, were the loss linear.
-
-        Divided by 1 + the proxies' weight, since their term of the loss moves the same rows.
-        """
-        layer, ids = {self.head: self.layers[self.head]}, self.held_out.forget_ids
-        pixels, targets = self.forget
-        gradient = forget_gradient(self.held_out.classifier, pixels, targets, layer)[self.head][:, ids]
-        slope = float((gradient * (gradient @ self.constraint.dampings[self.head])).sum())
-        excess = soft_loss(self.held_out.classifier, pixels, targets) + float(
-            torch.xlogy(targets, targets).sum(1).mean()
-        )
-        return max(excess, 0.0) / max(slope, 1e-12) / (1 + self.proxy_weight)
+        unseen = 2 * self.level if self.level else 0.0  # a model without confidence gives any class more than that
+        return self.kept.forget_rate == 0 and self.kept.forget_probability < max(FORGOTTEN, unseen)
 
     def read(self) -> Reading:
         """Every process decides by what the first one read."""
@@ -289,6 +267,6 @@ class AdaptiveControl(TrainerCallback):
             "forget_probability": [first["forget_probability"], last["forget_probability"], end.forget_probability],
             "proxy_kl": end.proxy_kl,
             "steps": self.curve[-1]["step"],
-            "phase_at_end": self.phase,
+            "unseen_level": self.level,
             "forgotten": self.is_forgotten(),
         }

@@ -105,10 +105,16 @@ class UnlearningConfig(TrainingArguments):
         default=3.0,
         metadata={"help": "Weight of keeping the original outputs on training proxies, in adaptive runs; 0 for none."},
     )
+    feature_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of drawing forget images' last features to proxies', in adaptive runs; 0 for none."},
+    )
     pseudo_label: str | None = field(
         default=None, metadata={"help": "prior: prior x exp(influence / tau); paper: eq. 7-10 as written."}
     )
-    prior: str = field(default="renormalised", metadata={"help": "renormalised original softmax, or uniform."})
+    prior: str = field(
+        default="renormalised", metadata={"help": "renormalised original softmax, its second_best class, or uniform."}
+    )
     tilt: str = field(default="influence", metadata={"help": "influence, or none for the prior alone."})
     tilt_temperature: float = field(default=5.0, metadata={"help": "tau, in standard deviations of the influence."})
     influence_sign: str = field(
@@ -193,6 +199,7 @@ class UnlearningConfig(TrainingArguments):
         check_range("max_proxies", self.max_proxies, 1)
         check_range("proxy_budget", self.proxy_budget, 0, open_ends=True)
         check_range("proxy_weight", self.proxy_weight, 0)
+        check_range("feature_weight", self.feature_weight, 0)
         check_range("tilt_temperature", self.tilt_temperature, 0, open_ends=True)
         check_range("influence_damping", self.influence_damping, 0, open_ends=True)
         check_range("forget_views", self.forget_views, 0)

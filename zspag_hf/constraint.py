@@ -70,11 +70,6 @@ class SoftConstraint:
         self.dampings: dict[str, Tensor] = {}
         self.set_dampings(dampings)
         self.before: dict[str, Tensor] = {}
-        self.only: tuple[str, list[int]] | None = None
-
-    def restrict(self, name: str, outputs: list[int]) -> None:
-        """From now on only these outputs of one layer move; every other weight stays exactly where it is."""
-        self.only = (name, outputs)
 
     def set_dampings(self, dampings: dict[str, Tensor]) -> None:
         """Replace the dampings, ``(groups, d, d)`` a layer; tensors that layers share are converted once."""
@@ -96,11 +91,7 @@ class SoftConstraint:
             layer = self.layers[name]
             update = self.step_scale * (layer.matrix(layer.weight - before) @ self.dampings[name])
             layer.weight.copy_(before)
-            if self.only is None:
-                layer.matrix(layer.weight).add_(update)
-            elif self.only[0] == name:
-                rows = layer.matrix(layer.weight).flatten(0, 1)  # (out, d_in): the head has one group
-                rows[self.only[1]] += update.flatten(0, 1)[self.only[1]]
+            layer.matrix(layer.weight).add_(update)
         self.before.clear()
 
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .classifier import to_pixels
 from .errors import UnlearningError
-from .labels import label_ids
+from .labels import class_names, label_ids, reconcile_labels
 
 UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
 
@@ -22,11 +22,13 @@ UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
 @dataclass(frozen=True)
 class ForgetSet:
     """pixels ``(N, channels, H, W)`` uint8; labels ``(N,)`` in the model's ids, all of them forgotten classes; unseen,
-    with ``forget_views`` further random crops of the first images, that nothing is trained on, else None."""
+    with ``forget_views`` further random crops of the first images, that nothing is trained on, else None, and
+    unseen_labels their labels."""
 
     pixels: Tensor
     labels: Tensor
     unseen: Tensor | None = None
+    unseen_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,7 +116,10 @@ def read_forget_set(
         if views and len(unseen) * views < UNSEEN_VIEWS:
             unseen.append(to_pixels(random_views(image, views, rng), processor))
     repeated = labels.repeat_interleave(max(1, views))
-    return ForgetSet(torch.cat(parts), repeated, torch.cat(unseen) if unseen else None)
+    pixels = torch.cat(parts)
+    if not unseen:
+        return ForgetSet(pixels, repeated)
+    return ForgetSet(pixels, repeated, torch.cat(unseen), repeated[: len(unseen) * views])
 
 
 def mode(processor) -> str:
@@ -123,21 +128,40 @@ def mode(processor) -> str:
     return "L" if isinstance(mean, (list, tuple)) and len(mean) == 1 else "RGB"
 
 
+@dataclass(frozen=True)
+class KeptProxies:
+    """Proxies beside the forget images in training.
+
+    pixels ``(P, channels, H, W)`` in [0, 1]; targets ``(P, C)``, the original's outputs without the forgotten classes;
+    labels ``(P,)``, the original's answers; features ``(P, D)``, the original's standardised penultimate features, or
+    None for a model without a head.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    labels: Tensor
+    features: Tensor | None = None
+
+
 class TargetDataset(torch.utils.data.Dataset):
     """Forget images with their target distributions, each paired with a proxy to be kept.
 
-    Items: pixels uint8 and targets ``(C,)``; with proxies also proxy_pixels float in [0, 1] and proxy_targets ``(C,)``.
-    The pairing is a permutation drawn from seed and epoch, so it depends on neither the batch nor the process.
+    Items: pixels uint8 and targets ``(C,)``; with proxies also proxy_pixels float in [0, 1] and proxy_targets ``(C,)``;
+    with their features also feature_targets ``(D,)``, the features of a proxy of a class drawn from the image's target.
+    What is paired is drawn from seed and epoch, so it depends on neither the batch nor the process.
     """
 
-    def __init__(self, pixels: Tensor, targets: Tensor, proxies: tuple[Tensor, Tensor] | None = None, seed: int = 0):
+    def __init__(self, pixels: Tensor, targets: Tensor, proxies: KeptProxies | None = None, seed: int = 0):
         self.pixels, self.targets, self.proxies, self.seed = pixels, targets, proxies, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        if self.proxies is not None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self.pairs = torch.randperm(len(self.proxies[0]), generator=generator)
+        if self.proxies is None:
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.pairs = torch.randperm(len(self.proxies.pixels), generator=generator)
+        if self.proxies.features is not None:
+            self.goals = proxies_like(self.targets, self.proxies.labels, generator)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -146,8 +170,47 @@ class TargetDataset(torch.utils.data.Dataset):
         item = {"pixels": self.pixels[index], "targets": self.targets[index]}
         if self.proxies is not None:
             pair = self.pairs[index % len(self.pairs)]
-            item |= {"proxy_pixels": self.proxies[0][pair], "proxy_targets": self.proxies[1][pair]}
+            item |= {"proxy_pixels": self.proxies.pixels[pair], "proxy_targets": self.proxies.targets[pair]}
+            if self.proxies.features is not None:
+                item["feature_targets"] = self.proxies.features[self.goals[index]]
         return item
+
+
+def proxies_like(targets: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """For each target ``(N, C)`` one proxy ``(N,)``, of a class drawn from the target among those that have proxies."""
+    order = labels.argsort(stable=True)
+    counts = torch.bincount(labels, minlength=targets.shape[1])
+    weights = (targets.clamp_min(1e-12) * (counts > 0)).cpu()
+    classes = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    within = (torch.rand(len(classes), generator=generator) * counts[classes]).long()
+    return order[counts.cumsum(0)[classes] - counts[classes] + within]
+
+
+def labelled_dataset(
+    dataset,
+    processor,
+    names: Sequence[str],
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    offset: int | None = None,
+    mapping: dict | None = None,
+) -> EvalDataset:
+    """A data set with image and label columns as the model's inputs.
+
+    Args:
+        names: the model's labels; ``offset`` and ``mapping`` as in :func:`zspag_hf.labels.reconcile_labels`.
+
+    Raises:
+        UnlearningError: not one data set, empty, no such column, or a label outside the model's.
+    """
+    if not isinstance(dataset, Dataset):
+        raise UnlearningError(f"eval data must be one datasets.Dataset, not {type(dataset).__name__}.")
+    if not len(dataset):
+        raise UnlearningError("the eval data set is empty: give labelled images.")
+    check_column(dataset, image_column)
+    ids = reconcile_labels(class_names(dataset, label_column), names, offset=offset, mapping=mapping)
+    return EvalDataset(dataset, processor, label_ids(dataset, label_column, ids, len(names)), image_column)
 
 
 class EvalDataset(torch.utils.data.Dataset):

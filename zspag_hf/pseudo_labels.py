@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PRIORS = ("renormalised", "uniform")
+PRIORS = ("renormalised", "uniform", "second_best")
 TILTS = ("influence", "none")
 SIGNS = ("eq10", "upweight")
 
@@ -32,7 +32,8 @@ def pseudo_labels(
     """Target = prior x exp(+-influence / tau), forgotten classes at exactly 0.
 
     The prior "renormalised" is the original softmax without the forgotten classes, computed from masked logits rather
-    than by division, which fails for an over-confident model. The influence is divided by its own standard deviation
+    than by division, which fails for an over-confident model; "second_best" is its top class alone (UNSC, arXiv
+    2404.13588), which no tilt changes; "uniform" knows no image. The influence is divided by its own standard deviation
     over retained labels, which makes ``temperature`` a pure number.
 
     Args:
@@ -45,7 +46,10 @@ def pseudo_labels(
             seeds: .0473 nats with eq10, .0471 without); the printed sign is the default.
     """
     keep = retained_mask(logits.shape[1], forget_ids)
-    scores = logits.double() if prior == "renormalised" else torch.zeros_like(logits, dtype=torch.float64)
+    masked = logits.double().masked_fill(~keep, -torch.inf)
+    scores = masked if prior == "renormalised" else torch.zeros_like(masked)
+    if prior == "second_best":
+        scores = torch.full_like(masked, -torch.inf).scatter(1, masked.argmax(1, keepdim=True), 0.0)
     if influence is not None:
         scale = influence.double()[:, keep].std(correction=0).clamp_min(1e-300) * temperature
         scores = scores + (1 if sign == "upweight" else -1) * influence.double() / scale

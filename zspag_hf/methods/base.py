@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..constraint import HardConstraint, SoftConstraint
+from ..data import KeptProxies
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Plan:
         targets: ``(N, C)`` their target distributions.
         trainable: names of the layers whose weights move; everything else is frozen.
         constraint: confines the steps, or None.
-        proxies: pixels and ``(P, C)`` targets to be kept alongside, or None.
+        proxies: to be kept alongside, or None.
         callbacks: for this run only.
         facts: what goes into the report: "proxies", "layers", "choice", "curve".
     """
@@ -29,7 +30,7 @@ class Plan:
     targets: Tensor
     trainable: list[str]
     constraint: HardConstraint | SoftConstraint | None = None
-    proxies: tuple[Tensor, Tensor] | None = None
+    proxies: KeptProxies | None = None
     callbacks: list = field(default_factory=list)
     facts: dict = field(default_factory=dict)
 

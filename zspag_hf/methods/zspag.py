@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ..adaptation import AdaptiveControl, choose_damping
+from ..data import KeptProxies
 from ..errors import UnlearningError
+from ..head import fit_unseen_rows, head_inputs
 from ..held_out import HeldOut
 from ..influence import inverse_hessian_product, label_influence, mean_gradient
 from ..proxies import ProxySet
@@ -23,8 +28,10 @@ class ZSPAG(Method):
     """The paper's method with the library's choices by default; ``variant="paper"`` sets the literal form.
 
     The adaptive form splits the forget images: one part is trained on and yields the training proxies, the other, with
-    proxies of its own, judges (:mod:`zspag_hf.adaptation`). It adds one term to the paper's loss: the original outputs
-    on the training proxies, renormalised over the retained classes, are kept (weight ``proxy_weight``).
+    proxies of its own, judges (:mod:`zspag_hf.adaptation`). It adds two terms to the paper's loss: the original outputs
+    on the training proxies, renormalised over the retained classes, are kept (weight ``proxy_weight``), and the
+    penultimate features of a forget image are drawn to those of proxies of the classes in its target (weight
+    ``feature_weight``). At the end the head's rows for the forgotten classes are fitted (:mod:`zspag_hf.head`).
     """
 
     def prepare(self, trainer) -> Plan:
@@ -43,12 +50,12 @@ class ZSPAG(Method):
             held_out = HeldOut(
                 trainer.classifier, judges.pixels, forget.pixels[held], labels.targets[held], trainer.forget_ids
             )
-            self.adapt(trainer, plan, subspaces, held_out)
+            self.adapt(trainer, plan, subspaces, held_out, proxies)
         else:
             plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
             plan.trainable = [trainer.head] if args.scope == "head" else plan.trainable
-        if args.proxy_weight and args.adaptive:
-            plan.proxies = (proxies.pixels, self.proxy_targets(trainer, proxies))
+        if args.adaptive:
+            plan.proxies = self.kept_proxies(trainer, proxies)
         with trainer.stage("subspaces"):
             plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train], args)
         plan.facts["grams"] = subspaces.grams
@@ -85,12 +92,21 @@ class ZSPAG(Method):
             logits, trainer.forget_ids, influence, args.prior, args.tilt_temperature, args.influence_sign
         )
 
-    def proxy_targets(self, trainer, proxies: ProxySet) -> Tensor:
-        """The original's outputs on the proxies without the forgotten classes, ``(P, C)``."""
-        logits = trainer.classifier.predict(proxies.pixels)
-        return pseudo_labels(logits, trainer.forget_ids, None).targets
+    def kept_proxies(self, trainer, proxies: ProxySet) -> KeptProxies:
+        """The training proxies with the original's outputs without the forgotten classes, and its features."""
+        classifier, features = trainer.classifier, None
+        if trainer.head is None:
+            logits = classifier.predict(proxies.pixels)
+        else:
+            with head_inputs(trainer.layers[trainer.head]) as inputs:
+                logits = classifier.predict(proxies.pixels)
+            features = torch.cat(inputs)
+            self.center, self.scale = features.mean(0), features.std(0) + 1e-4
+            features = ((features - self.center) / self.scale).cpu()
+        targets = pseudo_labels(logits, trainer.forget_ids, None).targets
+        return KeptProxies(proxies.pixels, targets, proxies.labels, features)
 
-    def adapt(self, trainer, plan: Plan, subspaces: Subspaces, held_out: HeldOut) -> None:
+    def adapt(self, trainer, plan: Plan, subspaces: Subspaces, held_out: HeldOut, proxies: ProxySet) -> None:
         """Choose damping and step size, and hand the run to :class:`AdaptiveControl`."""
         args, layers = trainer.args, trainer.layers
         thresholds = (args.energy_threshold,) if args.energy_threshold else None
@@ -108,29 +124,44 @@ class ZSPAG(Method):
         broadcast_object_list(chosen)
         threshold, rate = args.energy_threshold, args.learning_rate = chosen
         plan.constraint = build_constraint(trainer, subspaces, threshold)
+        finish = None
+        if args.scope != "all" and trainer.head is not None:
+            finish = partial(
+                fit_unseen_rows,
+                trainer.classifier,
+                layers[trainer.head],
+                plan.pixels,
+                proxies.pixels,
+                trainer.forget_ids,
+            )
         control = AdaptiveControl(
             held_out,
             plan.constraint,
             layers,
-            trainer.head,
             args.proxy_budget,
-            args.scope,
             rate,
-            (plan.pixels, plan.targets),
-            args.proxy_weight,
             trainer.log,
+            finish,
+            whole=args.scope != "head",
         )
         plan.callbacks.append(control)
         plan.facts |= {"probe": probe, "control": control}
 
     def compute_loss(self, trainer, model, inputs):
+        """Soft cross-entropy on the forget images; in an adaptive run two terms more, on proxies that stay (weight
+        ``proxy_weight``) and on features that become theirs (weight ``feature_weight``)."""
         if "proxy_pixels" not in inputs:
             return super().compute_loss(trainer, model, inputs)
-        count = len(inputs["pixels"])
+        args, count = trainer.args, len(inputs["pixels"])
         pixels = torch.cat([inputs["pixels"].float() / 255, inputs["proxy_pixels"]])
-        logits = model(pixel_values=trainer.classifier.normalize(pixels)).logits
+        with head_inputs(trainer.layers[trainer.head]) if "feature_targets" in inputs else nullcontext() as features:
+            logits = model(pixel_values=trainer.classifier.normalize(pixels)).logits
         kept = F.kl_div(logits[count:].log_softmax(1), inputs["proxy_targets"], reduction="batchmean")
-        return F.cross_entropy(logits[:count], inputs["targets"]) + trainer.args.proxy_weight * kept
+        loss = F.cross_entropy(logits[:count], inputs["targets"]) + args.proxy_weight * kept
+        if features:
+            mine = (features[0][:count] - self.center) / self.scale
+            loss = loss + args.feature_weight * F.mse_loss(mine, inputs["feature_targets"])
+        return loss
 
 
 def split(count: int, held_out_share: float, seed: int) -> tuple[Tensor, Tensor]:
