@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from zspag_hf.report import UnlearningReport, accuracy_table
+from zspag_hf.report import UnlearningReport
+from zspag_hf.tables import summary_table
 
-ROW = {"acc_rt": 0.5, "acc_ut": 0.25, "js_ut": None, "acc_forget_views": None}
+ROW = {"acc_rt": 0.5, "acc_ut": 0.25, "js_ut": None, "acc_views": None}
 CHOICE = {
     "energy_threshold": 0.999,
     "learning_rate": 0.01,
@@ -33,7 +34,7 @@ def test_a_report_reads_back_equal_and_is_strict_json(tmp_path):
 
 
 def test_the_table_shows_only_columns_that_somebody_has():
-    text = accuracy_table({"original": ROW, "unlearned": ROW | {"js_ut": 0.125}})
+    text = summary_table({"original": ROW, "unlearned": ROW | {"js_ut": 0.125}})
     head, first, second = text.splitlines()
     assert head.split() == ["model", "acc_rt", "acc_ut", "JS", "to", "retrained"]
     assert first.split() == ["original", "0.5000", "0.2500", "-"]

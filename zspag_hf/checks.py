@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .errors import UnlearningError
+from .labels import model_labels
 from .report import REPORT_NAME, UnlearningReport
 
 
@@ -23,6 +24,19 @@ def check_trainable(model: nn.Module) -> None:
                 f"parameter {name!r} is stored as {parameter.dtype}: load the model with dtype=torch.float32 (bf16=True"
                 " in the config still computes in half precision)."
             )
+
+
+def check_same_labels(config, names: list[str]) -> None:
+    """Refuse a model for comparison whose outputs mean something else.
+
+    Raises:
+        UnlearningError: other classes, or another order.
+    """
+    if model_labels(config) != names:
+        raise UnlearningError(
+            f"the labels of a model to compare with differ from the model's: {model_labels(config)[:5]} ... against"
+            f" {names[:5]} ...: give one with the same classes in the same order."
+        )
 
 
 def check_backend(accelerator) -> None:

@@ -132,6 +132,21 @@ def load_processor(model: str | os.PathLike, **hub_options):
         ) from error
 
 
+def resolve_model(model, processing_class):
+    """A loaded model with its image processor, from an id, a folder or a model.
+
+    Raises:
+        UnlearningError: neither loads.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return load_classifier(model, processor=processing_class)
+    if processing_class is None:
+        if not model.config._name_or_path:
+            raise UnlearningError("a model given as an object needs its image processor: pass processing_class.")
+        processing_class = load_processor(model.config._name_or_path)
+    return model, processing_class
+
+
 def first_line(error: Exception) -> str:
     """The first sentence of a library's error, for quoting in ours."""
     text = str(error).strip() or type(error).__name__

@@ -10,7 +10,9 @@ import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
-SCHEMA_VERSION = 1
+from .tables import score_table, summary_table
+
+SCHEMA_VERSION = 2
 REPORT_NAME = "unlearning_report.json"
 MODELS = ("original", "masked", "unlearned", "retrained")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface-hub")
@@ -22,10 +24,17 @@ class UnlearningReport:
 
     Attributes:
         models: "original", "masked" (original with the forgotten logits at -inf: changes no weight, and passes both
-            accuracies for free), "unlearned", "retrained", and any baseline that was run beside them -> acc_rt,
-            acc_ut, their micro forms, per_class, and js_ut, the Jensen-Shannon divergence in nats from the retrained
-            model on forgotten-class images; with forget_views also acc_forget_views, the share of unseen views given a
-            forgotten label; seconds where the run was timed. None where a model was not given or not yet evaluated.
+            accuracies for free), "unlearned", "retrained" (the mean, where several were given), and any baseline that
+            was run beside them -> every score of :data:`zspag_hf.metrics.METRICS`, per_class accuracies by label, and
+            seconds where the run was timed. None where a model was not given or not yet evaluated.
+        reasons: score -> why no model has it.
+        floors: score -> mean, sd, number and 95 % prediction tolerance of the retrained models; None below two.
+        verdicts: model -> score -> "as retrained", "not forgotten", "differs", "cannot tell" (the original passes too),
+            or None below three retrained models.
+        relearning: model -> "forget" and, at level full, "mixed" -> curve (step, acc_ut, acc_rt).
+        rocs: model -> fpr and tpr of the loss attack, or None. heatmaps: model -> mean GradCAM map.
+        projection: proxies among test images in two dimensions: x, y, kind and label, a point each; at level full.
+        images: rows of the evaluation by split. level: "quick" or "full". retrained_models: how many were given.
         proxies: count, attack_success_rate, per_class, shortfall.
         base_model: the id or folder name of the model that the weights came from.
         forget_images: images in the request; each was seen as ``forget_views`` random crops where that is not 0.
@@ -41,6 +50,16 @@ class UnlearningReport:
     forget_images: int
     seed: int
     models: dict[str, dict | None] = field(default_factory=lambda: dict.fromkeys(MODELS))
+    reasons: dict[str, str] = field(default_factory=dict)
+    floors: dict[str, dict | None] = field(default_factory=dict)
+    verdicts: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    relearning: dict[str, dict] = field(default_factory=dict)
+    rocs: dict[str, dict | None] = field(default_factory=dict)
+    heatmaps: dict[str, list] = field(default_factory=dict)
+    projection: dict[str, list] | None = None
+    images: dict[str, int] = field(default_factory=dict)
+    level: str | None = None
+    retrained_models: int = 0
     proxies: dict | None = None
     layers: list[dict] = field(default_factory=list)
     choice: dict | None = None
@@ -66,9 +85,14 @@ class UnlearningReport:
         with open(os.path.join(folder, REPORT_NAME), encoding="utf-8") as file:
             return cls(**json.load(file))
 
+    def summary(self) -> str:
+        """The models by a few scores, as fixed-width text."""
+        return summary_table({name: row for name, row in self.models.items() if row})
+
     def table(self) -> str:
-        """The models side by side, as fixed-width text."""
-        return accuracy_table({name: row for name, row in self.models.items() if row})
+        """Every score of every model, as fixed-width text: the best value and distances to the retrained model marked,
+        the reason for every one that is missing."""
+        return score_table(self)
 
     def chosen(self) -> str:
         """One paragraph on what an adaptive run chose, and from what."""
@@ -90,26 +114,9 @@ class UnlearningReport:
         )
 
 
-def accuracy_table(rows: dict[str, dict]) -> str:
-    """Named rows of acc_rt, acc_ut, and where present js_ut and seconds, as fixed-width text."""
-    columns = [
-        ("acc_rt", "acc_rt"),
-        ("acc_ut", "acc_ut"),
-        ("acc_forget_views", "unseen views"),
-        ("js_ut", "JS to retrained"),
-        ("seconds", "seconds"),
-    ]
-    columns = [(key, title) for key, title in columns if any(row.get(key) is not None for row in rows.values())]
-    width = max([len("model"), *map(len, rows)])
-    lines = ["  ".join([f"{'model':<{width}}", *(f"{title:>{max(8, len(title))}}" for _, title in columns)])]
-    for name, row in rows.items():
-        cells = []
-        for key, title in columns:
-            value, size = row.get(key), max(8, len(title))
-            text = "-" if value is None else f"{value:.1f}" if key == "seconds" else f"{value:.4f}"
-            cells.append(f"{text:>{size}}")
-        lines.append("  ".join([f"{name:<{width}}", *cells]))
-    return "\n".join(lines)
+def model_name(model) -> str:
+    """The last part of the id or folder that a model was loaded from: no path of this machine."""
+    return os.path.basename(os.path.normpath(model.config._name_or_path or type(model).__name__))
 
 
 def versions() -> dict[str, str]:

@@ -9,22 +9,31 @@ import shutil
 import tempfile
 import time
 
-import datasets
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from .checks import check_backend, check_device, check_launch, check_output_dir, check_trainable
-from .classifier import PixelClassifier, load_classifier, load_processor
+from .checks import (
+    check_backend,
+    check_device,
+    check_launch,
+    check_output_dir,
+    check_trainable,
+)
+from .classifier import PixelClassifier, resolve_model
 from .config import UnlearningConfig
 from .constraint import attach, freeze_unconstrained
-from .data import EvalDataset, TargetDataset, check_column, read_forget_set
+from .data import EvalDataset, TargetDataset, labelled_dataset, read_forget_set
 from .errors import UnlearningError
-from .evaluation import accuracies, fill_models, make_report
-from .labels import class_names, label_ids, model_labels, reconcile_labels, resolve_classes
+from .evaluation import Table
+from .evaluation.trained import compare_trained, make_report, project
+from .labels import class_names, model_labels, reconcile_labels, resolve_classes
 from .layers import constrained_layers, head_name
 from .methods import METHODS, Plan
-from .report import UnlearningReport
+from .metrics import compute
+from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
+from .report import UnlearningReport, model_name
 
 LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
 
@@ -71,7 +80,7 @@ class UnlearningTrainer(Trainer):
         check_device(args.device)
         model, processing_class = resolve_model(model, processing_class)
         check_trainable(model)
-        self.base_model = os.path.basename(os.path.normpath(model.config._name_or_path or type(model).__name__))
+        self.base_model = model_name(model)
         self.label_names_by_id = model_labels(model.config)
         self.forget_ids = resolve_classes(args.forget_classes, self.label_names_by_id)
         forgotten = [{"id": i, "label": self.label_names_by_id[i]} for i in self.forget_ids]
@@ -82,6 +91,7 @@ class UnlearningTrainer(Trainer):
         self.constraint_hooks: list = []
         self.plan: Plan | None = None
         self.report: UnlearningReport | None = None
+        self.table: Table | None = None  # behind the last report; stays in this process
         super().__init__(
             model=model,
             args=args,
@@ -131,12 +141,16 @@ class UnlearningTrainer(Trainer):
         """A data set with image and label columns as the model's inputs."""
         if isinstance(dataset, EvalDataset):
             return dataset
-        if not isinstance(dataset, datasets.Dataset):
-            raise UnlearningError(f"eval data must be one datasets.Dataset, not {type(dataset).__name__}.")
         args = self.args
-        check_column(dataset, args.image_column_name)
-        labels = label_ids(dataset, args.label_column_name, self.reconcile(dataset), self.classifier.num_labels)
-        return EvalDataset(dataset, self.processing_class, labels, args.image_column_name)
+        return labelled_dataset(
+            dataset,
+            self.processing_class,
+            self.label_names_by_id,
+            image_column=args.image_column_name,
+            label_column=args.label_column_name,
+            offset=args.label_offset,
+            mapping=self.label_mapping,
+        )
 
     def find_layers(self) -> None:
         """The constrained layers and the head, and the weights as they were."""
@@ -238,51 +252,63 @@ class UnlearningTrainer(Trainer):
 
     def accuracy_metrics(self, prediction) -> dict[str, float]:
         """acc_rt, acc_ut, their micro forms, and one accuracy a class, from gathered logits."""
-        scores = accuracies(prediction.predictions, prediction.label_ids, self.forget_ids)
+        labels = prediction.label_ids
+        splits = np.where(np.isin(labels, self.forget_ids), TEST_FORGOTTEN, TEST_RETAINED)
+        scores = compute("unlearning_accuracy", predictions=prediction.predictions, references=labels, splits=splits)
         per_class = scores.pop("per_class")
         shown = per_class if self.classifier.num_labels <= LOGGED_CLASSES else self.forget_ids
         named = {f"acc_{self.label_names_by_id[k]}": per_class[k] for k in shown if k in per_class}
-        return {k: v for k, v in scores.items() if v is not None} | named
+        return {k: v for k, v in scores.items() if k.startswith("acc_") and v is not None} | named
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", *, retrained=None):
-        """Metrics of the model as it is now; after training also the report, beside the original and masked models.
+    def evaluate(
+        self,
+        eval_dataset=None,
+        ignore_keys=None,
+        metric_key_prefix="eval",
+        *,
+        retain=None,
+        retrained=None,
+        beside=None,
+        level="quick",
+    ):
+        """Metrics of the model as it is now; after training also the whole report (:mod:`zspag_hf.evaluation`).
 
         Args:
             eval_dataset: labelled test images; the one given to the constructor by default.
-            retrained: Hub id, folder or model retrained without the forgotten classes, for comparison.
+            retain: labelled training images of retained classes, for the scores that need them.
+            retrained: id, folder or model retrained without the forgotten classes, or a list of them: two give the
+                floor between retrained models, three a verdict on every score.
+            beside: further unlearned models by name, for the same table.
+            level: "quick", or "full": see ``LEVELS``.
 
         Returns:
             ``eval_acc_rt``, ``eval_acc_ut`` (means over classes), their ``_micro`` forms (over images), one
             ``eval_acc_<label>`` a class (forgotten classes alone beyond 100), in [0, 1], and the usual loss and speeds.
 
         Raises:
-            UnlearningError: no eval data, or a retrained model with other classes.
+            UnlearningError: no eval data, retain data of forgotten classes, or a model with other classes.
         """
         dataset = self.eval_dataset if eval_dataset is None else self.labelled(eval_dataset)
         if dataset is None:
             raise UnlearningError("there is nothing to evaluate on: pass eval_dataset.")
-        retrained = self.load_retrained(retrained)
-        metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
+        comparison = None
+        if self.report is None and not (retain is retrained is beside is None):
+            raise UnlearningError(
+                "a comparison with other models or retained data follows a training: call train() first, or"
+                " evaluate_unlearning for models that other tools made."
+            )
         if not self.is_in_train and self.report is not None:
+            comparison = compare_trained(self, dataset, retain, retrained, beside or {}, level)
+        metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
+        if comparison is not None:
             with self.stage("evaluation"):
-                fill_models(self, dataset, retrained)
+                self.table = comparison.run(self.report)
+                self.report.projection = project(self, self.table) if level == "full" else None
         return metrics
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """As ``Trainer.predict``, on a data set with image and label columns."""
         return super().predict(self.labelled(test_dataset), ignore_keys, metric_key_prefix)
-
-    def load_retrained(self, retrained) -> PixelClassifier | None:
-        if retrained is None:
-            return None
-        own = self.processing_class if isinstance(retrained, nn.Module) else None
-        model, processor = resolve_model(retrained, own)
-        if model_labels(model.config) != self.label_names_by_id:
-            raise UnlearningError(
-                f"the retrained model's labels differ from the model's: {model_labels(model.config)[:5]} ... against"
-                f" {self.label_names_by_id[:5]} ...: give one with the same classes in the same order."
-            )
-        return PixelClassifier(model.to(self.args.device), processor)
 
     # ------------------------------------------------------------------ report and saving
 
@@ -330,18 +356,3 @@ class PairProxies(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **_):
         self.dataset.set_epoch(int(state.epoch or 0))
-
-
-def resolve_model(model, processing_class):
-    """A loaded model with its image processor, from an id, a folder or a model.
-
-    Raises:
-        UnlearningError: neither loads.
-    """
-    if isinstance(model, (str, os.PathLike)):
-        return load_classifier(model, processor=processing_class)
-    if processing_class is None:
-        if not model.config._name_or_path:
-            raise UnlearningError("a model given as an object needs its image processor: pass processing_class.")
-        processing_class = load_processor(model.config._name_or_path)
-    return model, processing_class

@@ -1,0 +1,115 @@
+"""How far a model has forgotten: one call for models of any origin, beside original, masked and retrained ones."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ..checks import check_same_labels
+from ..classifier import PixelClassifier, resolve_model
+from ..data import labelled_dataset, read_forget_set
+from ..labels import class_names, model_labels, reconcile_labels, resolve_classes
+from ..layers import constrained_layers, head_name
+from ..report import UnlearningReport, model_name, peak_memory_mb, versions
+from .comparison import LEVELS, Comparison
+from .table import PixelDataset, Table
+
+__all__ = ["LEVELS", "Comparison", "PixelDataset", "Table", "evaluate_unlearning"]
+
+Model = str | os.PathLike | PreTrainedModel
+
+
+def evaluate_unlearning(
+    original: Model,
+    unlearned: Model,
+    forget_dataset: Dataset,
+    test_dataset: Dataset,
+    forget_classes: list[str | int],
+    *,
+    retain: Dataset | None = None,
+    retrained: Model | list[Model] | None = None,
+    beside: dict[str, Model] | None = None,
+    level: str = "quick",
+    processing_class=None,
+    label_offset: int | None = None,
+    label_mapping: dict | None = None,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    seed: int = 0,
+    disable_progress: bool = False,
+) -> UnlearningReport:
+    """Evaluate an unlearned model that any tool made.
+
+    Args:
+        original, unlearned: Hub id, folder or loaded model, before and after; the same classes in the same order.
+        forget_dataset: the images that were to be forgotten, of the forgotten classes alone.
+        test_dataset: labelled test images of retained and, where there are any, of forgotten classes.
+        retain: labelled training images of retained classes; several scores need them.
+        retrained: one or several models trained without the forgotten classes. Two give the floor between retrained
+            models, three a verdict on every score.
+        beside: further unlearned models by name, for the same table.
+        level: "quick", or "full": relearning with retained images and over three draws, GradCAM, more retained images.
+        processing_class: an image processor, for models given as objects or in place of the original's own.
+        seed: draws the images that subsets hold, and the batches of relearning.
+
+    Returns:
+        The report; ``.table()`` prints it, ``.save(folder)`` writes JSON, a page and pictures.
+
+    Raises:
+        UnlearningError: bad input, named with the mend, before anything is computed.
+    """
+    start = time.perf_counter()
+    accelerator = Accelerator()
+    first, processor = resolve_model(original, processing_class)
+    names = model_labels(first.config)
+    forget_ids = resolve_classes(forget_classes, names)
+
+    def classifier(model: Model) -> PixelClassifier:
+        loaded, own = resolve_model(model, processor if isinstance(model, torch.nn.Module) else None)
+        check_same_labels(loaded.config, names)
+        return PixelClassifier(loaded.to(accelerator.device).eval(), own)
+
+    columns = {"image_column": image_column_name, "label_column": label_column_name}
+    labels = {"offset": label_offset, "mapping": label_mapping}
+    mapping = reconcile_labels(class_names(forget_dataset, label_column_name), names, **labels)
+    forget = read_forget_set(forget_dataset, processor, forget_ids, mapping, len(names), **columns)
+    test, kept = (
+        None if data is None else labelled_dataset(data, processor, names, **columns, **labels)
+        for data in (test_dataset, retain)
+    )
+    given = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
+    before = classifier(first)
+    sample = forget.pixels[[0, -1]].to(accelerator.device).float() / 255
+    comparison = Comparison(
+        before,
+        classifier(unlearned),
+        forget_ids,
+        names,
+        PixelDataset(forget.pixels, forget.labels),
+        test,
+        accelerator,
+        head_name(constrained_layers(before.model, lambda: before(sample)), len(names)),
+        retain=kept,
+        retrained=[classifier(model) for model in given],
+        beside={name: classifier(model) for name, model in (beside or {}).items()},
+        level=level,
+        seed=seed,
+        quiet=disable_progress or not accelerator.is_main_process,
+    )
+    report = UnlearningReport(
+        method="given",
+        base_model=model_name(first),
+        forget_classes=[{"id": i, "label": names[i]} for i in forget_ids],
+        forget_images=len(forget),
+        seed=seed,
+        versions=versions(),
+    )
+    comparison.run(report)
+    report.timings_s["evaluation"] = report.timings_s["total"] = time.perf_counter() - start
+    report.peak_memory_mb = peak_memory_mb()
+    return report
