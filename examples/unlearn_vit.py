@@ -13,6 +13,7 @@ A YAML file may be the only argument. Every field of UnlearningConfig is an opti
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -21,20 +22,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from digits import digits_dataset, digits_model, train_classifier
 from transformers import HfArgumentParser
 
-from zspag_hf import UnlearningConfig, UnlearningError, UnlearningTrainer
+from zspag_hf import UnlearningConfig, UnlearningError, UnlearningReport, UnlearningTrainer
 from zspag_hf.checks import check_launch
 from zspag_hf.classifier import load_classifier
+from zspag_hf.evaluation import LEVELS
 from zspag_hf.labels import class_names, model_labels, reconcile_labels, resolve_classes, rows_of_classes
 
-BASELINES = {
-    "random labels, unconstrained": {"method": "random_labels", "constraint": "none"},
-    "ZS-PAG, the paper's literal form": {"variant": "paper"},
-    "ZS-PAG, last layer only": {"scope": "head"},
+FREE, PROJECTED = {"adaptive": False, "constraint": "none"}, {"adaptive": False, "constraint": "hard"}
+FEW = {
+    "random labels": {"method": "random_labels", **FREE},
+    "ZS-PAG, paper's form": {"variant": "paper"},
+    "ZS-PAG, last layer": {"scope": "head"},
 }
+ALL = {
+    "random labels": {"method": "random_labels", **FREE},
+    "random, projected": {"method": "random_labels", **PROJECTED},
+    "second-best labels": {"prior": "second_best", "tilt": "none", **FREE},
+    "second-best, proj.": {"prior": "second_best", "tilt": "none", **PROJECTED},
+    "renormalised": {"tilt": "none", **FREE},
+    "renormalised, proj.": {"tilt": "none", **PROJECTED},
+    "ZS-PAG, free": FREE,
+    "ZS-PAG, paper's form": {"variant": "paper"},
+    "ZS-PAG, last layer": {"scope": "head"},
+}
+BASELINES = {"none": {}, "few": FEW, "all": ALL}
 
 
 @dataclass
@@ -49,15 +64,21 @@ class ExampleArguments:
     test_split: str = field(
         default="test", metadata={"help": "Split to evaluate on; forget images in it are left out."}
     )
-    retrained_model: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of a model trained without the classes, to compare with."}
+    retrained_models: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Hub ids or folders of models trained without the classes, to compare with; best three."},
+    )
+    level: str = field(default="quick", metadata={"help": f"Of the evaluation: {' or '.join(LEVELS)}."})
+    retain_in_evaluation: bool = field(
+        default=False,
+        metadata={"help": "Evaluate with the training split's other classes too; training never sees them."},
     )
     max_forget_samples: int | None = field(default=None, metadata={"help": "Use at most so many forget images."})
     label_mapping_file: str | None = field(
         default=None, metadata={"help": "JSON file: data set label -> model label, where names differ."}
     )
-    baselines: bool = field(
-        default=False, metadata={"help": f"Also run: {'; '.join(BASELINES)}. Always on without a model."}
+    baselines: str = field(
+        default="none", metadata={"help": f"Also run: few ({'; '.join(FEW)}), or all ({'; '.join(ALL)})."}
     )
 
 
@@ -68,7 +89,21 @@ def parse(argv: list[str]) -> tuple[ExampleArguments, UnlearningConfig]:
     return parser.parse_args_into_dataclasses(argv)
 
 
-def prepare_digits(config: UnlearningConfig):
+@dataclass
+class Job:
+    """Everything that a run needs: seconds hold training times that are known."""
+
+    model: object
+    processor: object
+    forget: Dataset
+    test: Dataset
+    retain: Dataset | None = None
+    retrained: list = field(default_factory=list)
+    seconds: dict = field(default_factory=dict)
+    mapping: dict | None = None
+
+
+def prepare_digits(config: UnlearningConfig) -> Job:
     """Model, reference, data and training seconds, on scikit-learn's digits."""
     train, test = digits_dataset()
     names = train.features["label"].names
@@ -79,16 +114,16 @@ def prepare_digits(config: UnlearningConfig):
         model, processor = digits_model(names, config.seed + (name == "retrained"))
         models[name] = train_classifier(model, processor, train, drop, config)
         seconds[name] = time.perf_counter() - start
-    forget = train.select(rows_of_classes(train, "label", range(len(names)), gone))
-    return models["original"], processor, forget, test, models["retrained"], seconds, None
+    rows = rows_of_classes(train, "label", range(len(names)), gone)
+    retain = train.select(sorted(set(range(len(train))) - set(rows)))
+    return Job(models["original"], processor, train.select(rows), test, retain, [models["retrained"]], seconds)
 
 
-def prepare_data(arguments: ExampleArguments, config: UnlearningConfig):
-    """Model, data and reference as the arguments name them, loaded before anything is computed."""
+def prepare_data(arguments: ExampleArguments, config: UnlearningConfig) -> Job:
+    """Model, data and references as the arguments name them, loaded before anything is computed."""
     if arguments.dataset_name is None:
         raise UnlearningError("--model_name_or_path needs --dataset_name: the images to forget and to evaluate on.")
     model, processor = load_classifier(arguments.model_name_or_path)
-    retrained = load_classifier(arguments.retrained_model)[0] if arguments.retrained_model else None
     mapping_file = arguments.label_mapping_file
     try:
         mapping = json.loads(Path(mapping_file).read_text(encoding="utf-8")) if mapping_file else None
@@ -103,55 +138,62 @@ def prepare_data(arguments: ExampleArguments, config: UnlearningConfig):
     train, test = data[arguments.train_split], data[arguments.test_split]
     names = model_labels(model.config)
     gone = resolve_classes(config.forget_classes or [], names)
-    ids = reconcile_labels(
-        class_names(train, config.label_column_name), names, offset=config.label_offset, mapping=mapping
-    )
-    rows = rows_of_classes(train, config.label_column_name, ids, gone)[: arguments.max_forget_samples]
+    listed = class_names(train, config.label_column_name)
+    ids = reconcile_labels(listed, names, offset=config.label_offset, mapping=mapping)
+    every = rows_of_classes(train, config.label_column_name, ids, gone)
+    rows = every[: arguments.max_forget_samples]
     if arguments.train_split == arguments.test_split:
         test = test.select(sorted(set(range(len(test))) - set(rows)))
-    return model, processor, train.select(rows), test, retrained, {}, mapping
+    retain = train.select(sorted(set(range(len(train))) - set(every))) if arguments.retain_in_evaluation else None
+    retrained = [load_classifier(name)[0] for name in arguments.retrained_models]
+    return Job(model, processor, train.select(rows), test, retain, retrained, {}, mapping)
 
 
-def unlearn(
-    model, processor, forget, test, config: UnlearningConfig, retrained, mapping, keep: bool
-) -> UnlearningTrainer:
-    trainer = UnlearningTrainer(model, config, forget, test, processing_class=processor, label_mapping=mapping)
+def unlearn(job: Job, config: UnlearningConfig) -> UnlearningTrainer:
+    trainer = UnlearningTrainer(
+        job.model, config, job.forget, job.test, processing_class=job.processor, label_mapping=job.mapping
+    )
     trainer.train()
-    if keep:
-        trainer.save_model()  # before the evaluation, which may still fail
-    trainer.evaluate(retrained=retrained)
     return trainer
 
 
 def run(arguments: ExampleArguments, config: UnlearningConfig) -> None:
+    for name, value, choices in (("baselines", arguments.baselines, BASELINES), ("level", arguments.level, LEVELS)):
+        if value not in choices:
+            raise UnlearningError(f"--{name} {value!r} is not one of {', '.join(choices)}.")
     if arguments.model_name_or_path is None and arguments.dataset_name is not None:
         raise UnlearningError("--dataset_name needs --model_name_or_path: the classifier that was trained on it.")
-    if arguments.model_name_or_path is None:
+    own = arguments.model_name_or_path is not None
+    if not own:
         folder = "outputs/digits" if config.output_dir == UnlearningConfig.output_dir else config.output_dir
         config = config.but(forget_classes=config.forget_classes or ["3"], output_dir=folder)
-        prepare = prepare_digits(config)
-    else:
-        prepare = prepare_data(arguments, config)
-    model, processor, forget, test, retrained, seconds, mapping = prepare
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rows = {}
-    if arguments.baselines or arguments.model_name_or_path is None:
-        for name, options in BASELINES.items():
-            announce(name)
-            trainer = unlearn(model, processor, forget, test, config.but(**options), retrained, mapping, False)
-            rows[name] = trainer.report.models["unlearned"] | {"seconds": trainer.report.timings_s["total"]}
-            model.load_state_dict(start)
+        arguments.baselines = "few" if arguments.baselines == "none" else arguments.baselines
+    job = prepare_data(arguments, config) if own else prepare_digits(config)
+    start = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
+    beside = {}
+    for name, options in BASELINES[arguments.baselines].items():
+        announce(name)
+        trainer = unlearn(job, config.but(**options))
+        beside[name], job.seconds[name] = copy.deepcopy(job.model), trainer.report.timings_s["total"]
+        job.model.load_state_dict(start)
     announce("unlearning")
-    trainer = unlearn(model, processor, forget, test, config, retrained, mapping, True)
-    report = trainer.report
-    seconds |= {"unlearned": report.timings_s["total"], "masked": 0.0}
-    models = {name: row | {"seconds": seconds.get(name)} for name, row in report.models.items() if row}
-    report.models = {"original": models.pop("original"), **rows, **models, "retrained": models.get("retrained")}
+    trainer = unlearn(job, config)
+    trainer.save_model()  # before the evaluation, which may still fail
+    job.seconds |= {"unlearned": trainer.report.timings_s["total"], "masked": 0.0}
+    trainer.evaluate(retain=job.retain, retrained=job.retrained, beside=beside, level=arguments.level)
+    for name, row in trainer.report.models.items():
+        if row is not None:
+            row["seconds"] = job.seconds.get(name)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        gone = ", ".join(c["label"] for c in report.forget_classes)
-        print(f"\nforgotten: {gone} ({report.forget_images} images)\n\n{report.table()}\n")
-        print(f"model, processor and report: {config.output_dir}")
+        show(trainer.report, config.output_dir)
+
+
+def show(report: UnlearningReport, folder: str) -> None:
+    gone = ", ".join(c["label"] for c in report.forget_classes)
+    print(f"\n{report.table()}")
+    print(f"\nforgotten: {gone} ({report.forget_images} images)\n\n{report.summary()}\n")
+    print(f"model, processor and report: {folder}")
 
 
 def announce(name: str) -> None:

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/seeds.py --seeds 0 1 2
     python examples/benchmarks/seeds.py --seeds 0 1 2 --output_dir out -- --model_name_or_path user/model \\
-        --dataset_name user/data --forget_classes cat --baselines true
+        --dataset_name user/data --forget_classes cat --baselines few
 
 What stands behind ``--`` goes to the example as it is. The seed changes the split into training and held-out forget
 images, the order of the data, random views and, on digits, the classifier itself.
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 EXAMPLE = Path(__file__).parent.parent / "unlearn_vit.py"
-COLUMNS = ("acc_rt", "acc_ut", "acc_forget_views", "js_ut", "seconds")
+COLUMNS = ("acc_rt", "acc_ut", "acc_views", "js_ut", "relearn", "probe_auc", "seconds")
 
 
 def run(seed: int, folder: Path, options: list[str]) -> dict:

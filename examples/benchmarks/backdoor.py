@@ -1,0 +1,58 @@
+"""Table 3 of the paper on scikit-learn's digits: a backdoor from "1" to "8", before and after unlearning the "1".
+
+python examples/benchmarks/backdoor.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from digits import digits_dataset, digits_model, train_classifier
+
+from zspag_hf import PixelClassifier, UnlearningConfig, UnlearningTrainer
+from zspag_hf.backdoor import Trigger, attack_accuracy, poison, stamp
+from zspag_hf.data import labelled_dataset
+
+SOURCE, TARGET = 1, 8
+TRIGGER = Trigger(size=2, margin=0, value=255)  # white: the corners of the digits are black
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", default="outputs/backdoor")
+    arguments = parser.parse_args()
+    config = UnlearningConfig(
+        arguments.output_dir, forget_classes=[str(SOURCE)], seed=arguments.seed, disable_tqdm=True, use_cpu=True
+    )
+    train, test = digits_dataset()
+    names = train.features["label"].names
+    poisoned, forget = poison(train, SOURCE, TARGET, TRIGGER, seed=arguments.seed)
+    model, processor = digits_model(names, arguments.seed)
+    train_classifier(model, processor, poisoned, [], config)
+    clean, processor = digits_model(names, arguments.seed + 1)
+    retained = poisoned.filter(lambda label: label != SOURCE, input_columns="label").select(
+        range(sum(label != SOURCE for label in train["label"][:]))
+    )
+    train_classifier(clean, processor, retained, [], config)  # without the source class, stamped or not
+    attack = labelled_dataset(stamp(test, TRIGGER), processor, names)
+    rates = {
+        "original": attack_accuracy(PixelClassifier(model, processor), attack, TARGET),
+        "retrained": attack_accuracy(PixelClassifier(clean, processor), attack, TARGET),
+    }
+    trainer = UnlearningTrainer(model, config, forget, test, processing_class=processor)
+    trainer.train()
+    trainer.evaluate(retrained=clean)
+    rates["unlearned"] = attack_accuracy(trainer.classifier, attack, TARGET)
+    print(f"\n{'model':<10}  acc_rt  acc_ut  attack accuracy")
+    for name, rate in rates.items():
+        row = trainer.report.models[name]
+        print(f"{name:<10}  {row['acc_rt']:.4f}  {row['acc_ut']:.4f}  {rate:.4f}")
+
+
+if __name__ == "__main__":
+    main()
