@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+from sample_reports import ABSENT, full
 
+from zspag_hf.metrics import METRICS
 from zspag_hf.report import UnlearningReport
-from zspag_hf.tables import summary_table
+from zspag_hf.tables import best_of, graded, masked_sentence, notes, summary_table
 
 ROW = {"acc_rt": 0.5, "acc_ut": 0.25, "js_ut": None, "acc_views": None}
 CHOICE = {
@@ -50,3 +52,59 @@ def test_shallow_forgetting_is_called_shallow():
 def test_a_failure_to_forget_is_said_aloud():
     assert "NOT FORGOTTEN" in report(choice=CHOICE | {"forgotten": False}).chosen()
     assert "NOT FORGOTTEN" not in report(choice=CHOICE).chosen()
+
+
+def test_the_summary_is_of_evaluated_models():
+    evaluated = full(retrained=0)
+    names = [line.split()[0] for line in evaluated.summary().splitlines()]
+    assert names == ["model", "original", "masked", "fine-tuned", "unlearned"]
+
+
+def test_the_best_is_highest_lowest_or_closest_to_retrained():
+    rows = {
+        "original": {"acc_rt": 1.0, "acc_ut": 0.0, "ua": 0.5},
+        "masked": {"acc_rt": 0.8, "acc_ut": 0.2, "ua": 0.9},
+        "unlearned": {"acc_rt": 0.7, "acc_ut": 0.1, "ua": 0.4},
+        "other": {"acc_rt": 0.80004, "acc_ut": None, "ua": 0.1},
+        "retrained": {"acc_rt": 0.9, "acc_ut": 0.0, "ua": 0.5},
+    }
+    assert best_of("acc_rt", rows) == ["masked", "other"], "equal to four digits; original and retrained do not compete"
+    assert best_of("acc_ut", rows) == ["unlearned"]
+    assert best_of("ua", rows) == ["unlearned"]
+    del rows["retrained"]
+    assert best_of("ua", rows) == [], "closest to what?"
+    assert best_of("acc_ut", {name: rows[name] for name in ("original", "masked")}) == [], "one alone is not the best"
+
+
+def test_the_table_holds_every_score_with_its_verdict():
+    given = full(beside=())
+    lines = given.table().splitlines()
+    assert lines[0].split() == ["score", *[n for n in given.models], "floor", "verdict", "on", "unlearned"]
+    table = {line.split()[0]: line for line in lines[1 : lines.index("")]}
+    for score in METRICS:
+        assert (score in table) == (score not in ABSENT)
+    row, target = given.models["unlearned"], given.models["retrained"]["js_ut"]
+    assert f"{row['js_ut']:.4f} {row['js_ut'] - target:+.3f}" in table["js_ut"] and "±0.0500" in table["js_ut"]
+    assert given.verdicts["unlearned"]["js_ut"] in table["js_ut"] and table["js_ut"].startswith("js_ut ↓")
+    cells = {line.score: line.cells for lines in graded(given).values() for line in lines}
+    assert set(cells) == set(METRICS) and cells["attack_accuracy"]["unlearned"].value is None
+    assert cells["acc_rt"]["retrained"].gap is None
+
+
+def test_without_three_retrained_models_there_is_no_verdict():
+    given = full(retrained=1)
+    assert "verdict on unlearned" not in given.table() and "No verdicts: 1 retrained models" in given.table()
+    assert "No verdicts" not in full().table()
+
+
+def test_notes_say_what_is_missing_and_what_proves_nothing():
+    given = full()
+    text = "\n".join(notes(given))
+    for score, reason in ABSENT.items():
+        assert f"Not computed, {reason}: {score}." in text
+    for score, row in METRICS.items():
+        assert (f"(!) {score}: " in text) == bool(row.caveat and score not in ABSENT)
+    said = masked_sentence(given).rstrip(".").split(": ")[1].split(", ")
+    assert said == [score for score, row in METRICS.items() if row.masked_passes and score not in ABSENT]
+    given.reasons["acc_rt"] = "some reason"
+    assert " acc_rt," not in masked_sentence(given)

@@ -10,10 +10,11 @@ import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
+from .files import write_whole
 from .tables import score_table, summary_table
 
 SCHEMA_VERSION = 2
-REPORT_NAME = "unlearning_report.json"
+REPORT_NAME, PAGE_NAME = "unlearning_report.json", "unlearning_report.html"
 MODELS = ("original", "masked", "unlearned", "retrained")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface-hub")
 
@@ -71,12 +72,23 @@ class UnlearningReport:
     schema_version: int = SCHEMA_VERSION
 
     def save(self, folder: str) -> str:
-        """Write ``unlearning_report.json`` into a folder, whole or not at all; returns its path."""
+        """Write ``unlearning_report.json`` into a folder, and once a model is evaluated ``unlearning_report.html`` and
+        ``figures/*.png``, every file whole or not at all; returns the path of the first.
+
+        The numbers are written before anything is drawn: a failure in drawing loses none of them, and leaves an earlier
+        page and its pictures as they were.
+        """
         os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, REPORT_NAME)
-        with open(path + ".part", "w", encoding="utf-8") as file:
-            json.dump(finite(asdict(self)), file, indent=1, allow_nan=False)
-        os.replace(path + ".part", path)
+        text = json.dumps(finite(asdict(self)), indent=1, allow_nan=False)
+        path = write_whole(os.path.join(folder, REPORT_NAME), text.encode())
+        if any(self.models.values()):
+            from .figures import draw_figures, write_figures  # here: page imports this module
+            from .page import render
+
+            pictures = draw_figures(self)
+            page = render(self, pictures)
+            write_figures(pictures, folder)
+            write_whole(os.path.join(folder, PAGE_NAME), page.encode())
         return path
 
     @classmethod
