@@ -27,7 +27,7 @@ from digits import digits_dataset, digits_model, train_classifier
 from transformers import HfArgumentParser
 
 from zspag_hf import UnlearningConfig, UnlearningError, UnlearningReport, UnlearningTrainer
-from zspag_hf.checks import check_launch
+from zspag_hf.checks import check_launch, check_same_labels
 from zspag_hf.classifier import load_classifier
 from zspag_hf.evaluation import LEVELS
 from zspag_hf.labels import class_names, model_labels, reconcile_labels, resolve_classes, rows_of_classes
@@ -143,10 +143,16 @@ def prepare_data(arguments: ExampleArguments, config: UnlearningConfig) -> Job:
     every = rows_of_classes(train, config.label_column_name, ids, gone)
     rows = every[: arguments.max_forget_samples]
     if arguments.train_split == arguments.test_split:
+        if arguments.retain_in_evaluation:
+            raise UnlearningError(
+                f"--retain_in_evaluation with {arguments.train_split!r} as both splits would evaluate on the retained"
+                " training images: give another --test_split."
+            )
         test = test.select(sorted(set(range(len(test))) - set(rows)))
     retain = train.select(sorted(set(range(len(train))) - set(every))) if arguments.retain_in_evaluation else None
-    retrained = [load_classifier(name)[0] for name in arguments.retrained_models]
-    return Job(model, processor, train.select(rows), test, retain, retrained, {}, mapping)
+    for name in arguments.retrained_models:
+        check_same_labels(load_classifier(name)[0].config, names)  # now, not after the training
+    return Job(model, processor, train.select(rows), test, retain, arguments.retrained_models, {}, mapping)
 
 
 def unlearn(job: Job, config: UnlearningConfig) -> UnlearningTrainer:

@@ -69,7 +69,7 @@ def test_a_retrained_model_is_as_retrained_by_every_score(report):
     assert len(outside) <= 2 and all(distance < 1.5 for distance in outside.values()), outside
 
 
-def test_scores_with_a_caveat_are_those_that_can_not_tell(report):
+def test_every_score_that_can_not_tell_here_has_a_caveat(report):
     blind = [score for score in METRICS if report.verdicts["the original"].get(score) == BLIND]
     for score in blind:
         assert METRICS[score].caveat or not METRICS[score].detects, score

@@ -17,10 +17,18 @@ def setting(case):
 
 
 def test_the_level_is_what_a_class_gets_that_an_image_surely_is_not():
-    p = torch.tensor([[0.7, 0.2, 0.099, 0.001], [0.1, 0.3, 0.598, 0.002], [0.3, 0.3, 0.394, 0.006]])
-    level = unseen_level(p.log(), [0])
-    kept = p[:, 1:] / p[:, 1:].sum(1, keepdim=True)
-    assert level == pytest.approx(float(kept.quantile(0.05, dim=1).median()), rel=1e-5)
+    """Against the quantile by hand: of three retained classes, a tenth of the way from the least to the middle one."""
+    p = torch.tensor([[0.2, 0.7, 0.099, 0.001], [0.1, 0.898, 0.0, 0.002], [0.3, 0.3, 0.394, 0.006]])
+    kept = (p[:, 1:] / p[:, 1:].sum(1, keepdim=True)).sort(1).values
+    expected = float((0.9 * kept[:, 0] + 0.1 * kept[:, 1]).median())
+    assert unseen_level((p + 1e-12).log(), [0]) == pytest.approx(min(expected, 0.01), rel=1e-4)
+    assert 0.0002 < unseen_level((p[:2] + 1e-12).log(), [0]) < 0.01
+
+
+def test_a_serious_candidate_is_not_taken_for_a_class_that_is_out_of_the_question():
+    """Of two retained classes the less likely one may have a third: the forgotten classes get 1 % together at most."""
+    assert unseen_level(torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]]).log(), [0]) == 0.01
+    assert unseen_level(torch.zeros(5, 6), [0, 3]) == 0.005
 
 
 def test_only_the_forgotten_rows_of_the_head_move(case):

@@ -22,7 +22,15 @@ def on_the_simplex(targets, forget=FORGET):
     assert (targets >= 0).all() and (targets[:, forget] == 0).all()
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("tilted", [True, False])
+def test_the_second_best_label_is_the_top_retained_class_whatever_the_tilt(tilted, logits, influence):
+    targets = pseudo_labels(logits, FORGET, influence if tilted else None, prior="second_best").targets
+    on_the_simplex(targets)
+    best = torch.tensor(KEEP)[logits[:, KEEP].argmax(1)]
+    assert targets.argmax(1).equal(best) and targets.max(1).values.eq(1).all()
+
+
+@pytest.mark.parametrize("prior", [prior for prior in PRIORS if prior != "second_best"])
 @pytest.mark.parametrize("sign", SIGNS)
 class TestAnyPriorAndSign:
     @pytest.mark.parametrize("tilted", [True, False])

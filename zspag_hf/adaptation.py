@@ -232,7 +232,8 @@ class AdaptiveControl(TrainerCallback):
         return self.settled or self.rejected >= MAX_REJECTED or self.stalled >= PATIENCE
 
     def is_forgotten(self) -> bool:
-        unseen = 2 * self.level if self.level else 0.0  # a model without confidence gives any class more than that
+        # once fitted, twice the level of every forgotten class is as little as can be asked for
+        unseen = 2 * self.level * len(self.held_out.forget_ids) if self.level else 0.0
         return self.kept.forget_rate == 0 and self.kept.forget_probability < max(FORGOTTEN, unseen)
 
     def read(self) -> Reading:

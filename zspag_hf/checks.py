@@ -32,10 +32,11 @@ def check_same_labels(config, names: list[str]) -> None:
     Raises:
         UnlearningError: other classes, or another order.
     """
-    if model_labels(config) != names:
+    unnamed = [f"LABEL_{i}" for i in range(len(names))]  # saved by a tool that drops names
+    if model_labels(config) not in (names, unnamed):
         raise UnlearningError(
             f"the labels of a model to compare with differ from the model's: {model_labels(config)[:5]} ... against"
-            f" {names[:5]} ...: give one with the same classes in the same order."
+            f" {names[:5]} ...: give one with the same classes in the same order, or set its config.id2label."
         )
 
 
@@ -50,6 +51,19 @@ def check_backend(accelerator) -> None:
         raise UnlearningError(
             f"the backend {kind} is not supported: it flattens or shards the weights that the constraint must see"
             " whole. Launch with MULTI_GPU, MULTI_CPU or one process."
+        )
+
+
+def check_parallel(n_gpu: int) -> None:
+    """Refuse ``DataParallel``, which Trainer turns to where one process sees several GPUs.
+
+    Raises:
+        UnlearningError: more than one GPU in this process.
+    """
+    if n_gpu > 1:
+        raise UnlearningError(
+            f"one process sees {n_gpu} GPUs, which Trainer would drive by threads: start with accelerate launch, or set"
+            " CUDA_VISIBLE_DEVICES=0."
         )
 
 

@@ -21,12 +21,18 @@ UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
 
 @dataclass(frozen=True)
 class ForgetSet:
-    """pixels ``(N, channels, H, W)`` uint8; labels ``(N,)`` in the model's ids, all of them forgotten classes; unseen,
-    with ``forget_views`` further random crops of the first images, that nothing is trained on, else None, and
-    unseen_labels their labels."""
+    """The images to forget, pixels uint8 ``(N, channels, H, W)`` and labels ``(N,)`` in the model's ids.
+
+    Attributes:
+        pixels, labels: what is trained on: the images, or with ``forget_views`` random crops of them.
+        images, image_labels: the images themselves.
+        unseen, unseen_labels: with ``forget_views`` further crops, that nothing is trained on; else None.
+    """
 
     pixels: Tensor
     labels: Tensor
+    images: Tensor
+    image_labels: Tensor
     unseen: Tensor | None = None
     unseen_labels: Tensor | None = None
 
@@ -109,17 +115,19 @@ def read_forget_set(
             f" {int(labels[first])}: keep only images of the classes {list(forget_ids)} to forget."
         )
     rng = random.Random(seed)
-    parts, unseen = [], []
+    parts, unseen, whole = [], [], []
     for index in tqdm(range(len(dataset)), desc="Forget set", disable=disable_progress):
         image = decode(dataset, image_column, index).convert(mode(processor))
-        parts.append(to_pixels(random_views(image, views, rng) if views else [image], processor))
+        whole.append(to_pixels([image], processor))
+        parts.append(to_pixels(random_views(image, views, rng), processor) if views else whole[-1])
         if views and len(unseen) * views < UNSEEN_VIEWS:
             unseen.append(to_pixels(random_views(image, views, rng), processor))
     repeated = labels.repeat_interleave(max(1, views))
     pixels = torch.cat(parts)
-    if not unseen:
-        return ForgetSet(pixels, repeated)
-    return ForgetSet(pixels, repeated, torch.cat(unseen), repeated[: len(unseen) * views])
+    images = torch.cat(whole) if views else pixels
+    if not views:
+        return ForgetSet(pixels, labels, images, labels)
+    return ForgetSet(pixels, repeated, images, labels, torch.cat(unseen), repeated[: len(unseen) * views])
 
 
 def mode(processor) -> str:

@@ -20,6 +20,7 @@ from .layers import Layer
 from .pseudo_labels import retained_mask
 
 RIDGE = 0.1  # of the mean eigenvalue: rows as long as the retained classes' on digits, CIFAR-10 and a MobileNet
+MOST = 0.01
 LEAST_LIKELY = 0.05  # quantile over retained classes that counts as "surely not this class"
 
 
@@ -30,7 +31,7 @@ def head_inputs(layer: Layer):
 
     def hook(_module, args):
         rows = layer.rows(args[0])[0]
-        found.append(rows.unflatten(0, (len(args[0]), -1)).mean(1))
+        found.append(rows.unflatten(0, (len(args[0]), -1)).mean(1).float())  # float32 under autocast too
 
     handle = layer.module.register_forward_pre_hook(hook)
     try:
@@ -41,13 +42,14 @@ def head_inputs(layer: Layer):
 
 def unseen_level(logits: Tensor, forget_ids: Sequence[int]) -> float:
     """The probability that the model gives a class that an image surely is not: the median over images of the 5 %
-    quantile over retained classes.
+    quantile over retained classes, at most ``MOST`` for all forgotten classes together (of two or three retained
+    classes the least likely one is often a serious candidate).
 
     Args:
         logits: ``(P, C)`` on proxies.
     """
     p = logits[:, retained_mask(logits.shape[1], forget_ids)].double().softmax(1)
-    return float(p.quantile(LEAST_LIKELY, dim=1).median())
+    return min(float(p.quantile(LEAST_LIKELY, dim=1).median()), MOST / len(forget_ids))
 
 
 @torch.no_grad()

@@ -20,6 +20,11 @@ def model_labels(config) -> list[str]:
         raise UnlearningError(f"the model's id2label lacks the id {error}: ids must run from 0.") from error
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names with the id behind those that stand twice, such as ImageNet's two cranes."""
+    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
 def resolve_classes(requested: Sequence[str | int], names: Sequence[str]) -> list[int]:
     """Class names or ids -> sorted ids of the model.
 

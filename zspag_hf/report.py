@@ -28,7 +28,7 @@ class UnlearningReport:
             accuracies for free), "unlearned", "retrained" (the mean, where several were given), and any baseline that
             was run beside them -> every score of :data:`zspag_hf.metrics.METRICS`, per_class accuracies by label, and
             seconds where the run was timed. None where a model was not given or not yet evaluated.
-        reasons: score -> why no model has it.
+        reasons: score -> why no model has it. row_reasons: model -> why it lacks scores that others have.
         floors: score -> mean, sd, number and 95 % prediction tolerance of the retrained models; None below two.
         verdicts: model -> score -> "as retrained", "not forgotten", "differs", "cannot tell" (the original passes too),
             or None below three retrained models.
@@ -52,6 +52,7 @@ class UnlearningReport:
     seed: int
     models: dict[str, dict | None] = field(default_factory=lambda: dict.fromkeys(MODELS))
     reasons: dict[str, str] = field(default_factory=dict)
+    row_reasons: dict[str, str] = field(default_factory=dict)
     floors: dict[str, dict | None] = field(default_factory=dict)
     verdicts: dict[str, dict[str, str | None]] = field(default_factory=dict)
     relearning: dict[str, dict] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from .checks import (
     check_device,
     check_launch,
     check_output_dir,
+    check_parallel,
     check_trainable,
 )
 from .classifier import PixelClassifier, resolve_model
@@ -28,7 +29,7 @@ from .data import EvalDataset, TargetDataset, labelled_dataset, read_forget_set
 from .errors import UnlearningError
 from .evaluation import Table
 from .evaluation.trained import compare_trained, make_report, project
-from .labels import class_names, model_labels, reconcile_labels, resolve_classes
+from .labels import class_names, distinct, model_labels, reconcile_labels, resolve_classes
 from .layers import constrained_layers, head_name
 from .methods import METHODS, Plan
 from .metrics import compute
@@ -83,6 +84,11 @@ class UnlearningTrainer(Trainer):
         self.base_model = model_name(model)
         self.label_names_by_id = model_labels(model.config)
         self.forget_ids = resolve_classes(args.forget_classes, self.label_names_by_id)
+        if len(self.forget_ids) == model.config.num_labels - 1:
+            raise UnlearningError(
+                f"forgetting {args.forget_classes} would leave one class, and a model with one answer: at least two"
+                " classes must stay."
+            )
         forgotten = [{"id": i, "label": self.label_names_by_id[i]} for i in self.forget_ids]
         check_output_dir(args.output_dir, {"base_model": self.base_model, "forget_classes": forgotten})
         self.own_optimizer = optimizers[0] is None
@@ -101,6 +107,7 @@ class UnlearningTrainer(Trainer):
             optimizers=optimizers,
             compute_metrics=self.accuracy_metrics,
         )
+        check_parallel(args.n_gpu)
         check_backend(self.accelerator)
         check_launch(self.accelerator)
         self.loss_is_scaled_for_ga = False  # compute_loss returns the mean of its batch
@@ -257,7 +264,8 @@ class UnlearningTrainer(Trainer):
         scores = compute("unlearning_accuracy", predictions=prediction.predictions, references=labels, splits=splits)
         per_class = scores.pop("per_class")
         shown = per_class if self.classifier.num_labels <= LOGGED_CLASSES else self.forget_ids
-        named = {f"acc_{self.label_names_by_id[k]}": per_class[k] for k in shown if k in per_class}
+        names = distinct(self.label_names_by_id)
+        named = {f"acc_{names[k]}": per_class[k] for k in shown if k in per_class}
         return {k: v for k, v in scores.items() if k.startswith("acc_") and v is not None} | named
 
     def evaluate(

@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--level", default="full")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/calibration"))
     arguments = parser.parse_args()
+    if arguments.retrained < 4:
+        sys.exit("error: --retrained must be at least 4: one stands in, three make the floor.")
     transformers.utils.logging.disable_progress_bar()
     train, test = digits_dataset()
     labels = train["label"][:]

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import time
 
-import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..checks import check_same_labels
 from ..classifier import PixelClassifier, resolve_model
 from ..data import labelled_dataset, read_forget_set
 from ..labels import class_names, model_labels, reconcile_labels, resolve_classes
-from ..layers import constrained_layers, head_name
 from ..report import UnlearningReport, model_name, peak_memory_mb, versions
-from .comparison import LEVELS, Comparison
+from .comparison import LEVELS, Comparison, load_other
 from .table import PixelDataset, Table
 
 __all__ = ["LEVELS", "Comparison", "PixelDataset", "Table", "evaluate_unlearning"]
@@ -70,30 +67,23 @@ def evaluate_unlearning(
     forget_ids = resolve_classes(forget_classes, names)
 
     def classifier(model: Model) -> PixelClassifier:
-        loaded, own = resolve_model(model, processor if isinstance(model, torch.nn.Module) else None)
-        check_same_labels(loaded.config, names)
-        return PixelClassifier(loaded.to(accelerator.device).eval(), own)
+        return load_other(model, names, processor, accelerator.device)
 
     columns = {"image_column": image_column_name, "label_column": label_column_name}
     labels = {"offset": label_offset, "mapping": label_mapping}
     mapping = reconcile_labels(class_names(forget_dataset, label_column_name), names, **labels)
     forget = read_forget_set(forget_dataset, processor, forget_ids, mapping, len(names), **columns)
-    test, kept = (
-        None if data is None else labelled_dataset(data, processor, names, **columns, **labels)
-        for data in (test_dataset, retain)
-    )
+    test = labelled_dataset(test_dataset, processor, names, **columns, **labels)
+    kept = None if retain is None else labelled_dataset(retain, processor, names, **columns, **labels)
     given = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
-    before = classifier(first)
-    sample = forget.pixels[[0, -1]].to(accelerator.device).float() / 255
     comparison = Comparison(
-        before,
+        classifier(first),
         classifier(unlearned),
         forget_ids,
         names,
         PixelDataset(forget.pixels, forget.labels),
         test,
         accelerator,
-        head_name(constrained_layers(before.model, lambda: before(sample)), len(names)),
         retain=kept,
         retrained=[classifier(model) for model in given],
         beside={name: classifier(model) for name, model in (beside or {}).items()},

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ..classifier import PixelClassifier
+from ..checks import check_same_labels, check_trainable
+from ..classifier import PixelClassifier, resolve_model, to_unit
 from ..errors import UnlearningError
+from ..labels import distinct
+from ..layers import constrained_layers, head_name
 from ..metrics import METRICS, compute
 from ..metrics.rows import FORGET, RETAIN, TEST_FORGOTTEN, TEST_RETAINED, VIEWS
-from ..report import UnlearningReport
-from .floors import floor, verdict
+from ..report import UnlearningReport, model_name
+from .floors import PAIRWISE, floor, least_tolerances, verdict
 from .heatmaps import heatmap_layer, heatmaps
 from .relearning import RelearnData, relearn_all
 from .scores import averaged, gap_scores, membership_roc, table_scores, with_reasons
@@ -51,9 +54,10 @@ class Comparison:
         original, unlearned: the model before and after.
         retrained: models trained without the forgotten classes; each score is a mean over them.
         beside: further unlearned models by name, rows of the same table.
-        forget: the images of the request; views: unseen random crops of them, or None.
+        forget: the images of the request; views: unseen random crops of them, or None; relearn_on: what a relearner is
+            given, in place of the images themselves.
         test, retain: data sets with a ``labels`` tensor and {"pixels", "labels"} items; retain may be None.
-        head: name of the classification head, None for a model without one.
+        heads: model -> name of its classification head, None for a model without one; found here.
     """
 
     original: PixelClassifier
@@ -63,8 +67,8 @@ class Comparison:
     forget: PixelDataset
     test: Dataset
     accelerator: object
-    head: str | None
     views: PixelDataset | None = None
+    relearn_on: PixelDataset | None = None
     retain: Dataset | None = None
     retrained: list[PixelClassifier] = field(default_factory=list)
     beside: dict[str, PixelClassifier] = field(default_factory=dict)
@@ -76,8 +80,11 @@ class Comparison:
         if self.level not in LEVELS:
             raise UnlearningError(f"level={self.level!r} is not one of {', '.join(map(repr, LEVELS))}.")
         taken = {"original", "masked", "unlearned", "retrained"} & set(self.beside)
+        taken |= {name for name in self.beside if name.startswith("retrained ")}
         if taken:
             raise UnlearningError(f"the name {taken.pop()!r} has a row of its own: give the model beside another name.")
+        if torch.isin(self.test.labels, torch.tensor(self.forget_ids)).all():
+            raise UnlearningError("the test set holds no image of a retained class: add some, to see what it cost.")
         if self.retain is not None:
             gone = torch.isin(self.retain.labels, torch.tensor(self.forget_ids))
             if gone.any():
@@ -86,6 +93,9 @@ class Comparison:
                     f" {int(gone.nonzero()[0])}: keep only images of retained classes."
                 )
             self.retain = Subset(self.retain, drawn(len(self.retain), LEVELS[self.level].retain_images, self.seed))
+
+        sample = stacked(self.test, range(min(2, len(self.test))))[0]
+        self.heads = {name: probed(name, model, sample, len(self.label_names)) for name, model in self.models.items()}
 
     @property
     def references(self) -> dict[str, PixelClassifier]:
@@ -104,27 +114,28 @@ class Comparison:
             {name: part for name, part in parts.items() if part is not None},
             self.forget_ids,
             self.accelerator,
-            self.head,
+            self.heads,
             disable_progress=self.quiet,
         )
         add_masked(table, self.forget_ids)
         references = list(self.references)
         rows = {name: table_scores(table, name, [r for r in references if r != name]) for name in table.logits}
-        report.relearning = self.relearn(rows, table)
+        report.relearning = self.relearn(rows)
         report.heatmaps = self.look(rows)
+        for row in rows.values():
+            row["per_class"] = {distinct(self.label_names)[k]: a for k, a in row["per_class"].items()}
+        others = {name: [rows[r] for r in references if r != name] for name in rows}
+        gaps = {name: gap_scores(rows[name], mean_row(found)) for name, found in others.items() if found}
+        for name, found in gaps.items():
+            rows[name] |= found
         seeds = [rows.pop(name) for name in references]
-        for row in (*rows.values(), *seeds):
-            row["per_class"] = {self.label_names[k]: a for k, a in row["per_class"].items()}
         if seeds:
             rows["retrained"] = mean_row(seeds)
-            for row in rows.values():
-                row.update(gap_scores(row, rows["retrained"]))
-        for row in seeds:
-            row.update(gap_scores(row, rows["retrained"]))
-        report.reasons = with_reasons(rows, self.given(table))
-        report.floors = {score: floor([row.get(score) for row in seeds]) for score in METRICS}
+        report.reasons, report.row_reasons = with_reasons(rows, self.given(table), len(seeds))
+        least = least_tolerances(table)
+        report.floors = {s: floor([row.get(s) for row in seeds], s in PAIRWISE, least[s]) for s in METRICS}
         report.verdicts = {
-            name: {score: verdict(row[score], rows["original"][score], report.floors[score]) for score in METRICS}
+            name: {s: verdict(s, row[s], rows["original"][s], report.floors[s]) for s in METRICS}
             for name, row in rows.items()
             if name not in ("original", "retrained")
         }
@@ -142,40 +153,46 @@ class Comparison:
             "retrained": len(self.retrained),
             "forgotten": len(table.rows(TEST_FORGOTTEN)),
             "views": len(table.rows(VIEWS)),
-            "head": self.head is not None,
+            "watched": len(table.rows(TEST_FORGOTTEN, VIEWS)),
+            "head": self.heads["original"] is not None,
             "full": self.level == "full",
         }
         return {name for name, there in found.items() if there}
 
     # ------------------------------------------------------------------ depth
 
-    def relearn(self, rows: dict[str, dict], table: Table) -> dict[str, dict]:
+    def relearn(self, rows: dict[str, dict]) -> dict[str, dict]:
         """Relearning curves by model, and their scores written into the rows."""
-        watched = self.watched(TEST_FORGOTTEN) or first(self.views, WATCHED_IMAGES)
+        watched = self.watched(TEST_FORGOTTEN)
+        if watched is None and self.views is not None:
+            watched = stacked(self.views, drawn(len(self.views), WATCHED_IMAGES, self.seed))
         if watched is None:
             return {}
         level = LEVELS[self.level]
-        data = RelearnData(first(self.forget, RELEARN_IMAGES), watched, self.watched(TEST_RETAINED))
-        retain = first(self.retain, RELEARN_IMAGES) if level.relearn_mixed else None
+        data = RelearnData(self.some(self.relearn_on or self.forget), watched, self.watched(TEST_RETAINED))
+        retain = self.some(self.retain) if level.relearn_mixed and self.retain is not None else None
         curves = relearn_all(self.models, data, retain, level.relearn_repeats, self.seed, self.accelerator, self.quiet)
         curves["masked"] = curves["original"]  # its weights are the original's
         start = curves["original"]["forget"]["acc_ut"][0]
-        goal = np.mean([curves[name]["forget"]["acc_ut"] for name in self.references], 0) if self.references else None
         for name, kinds in curves.items():
             mine = kinds["forget"]["acc_ut"]
-            scores = compute("relearning", predictions=mine, references=mine if goal is None else goal, original=start)
-            if goal is None:
-                del scores["ain"]
-            rows[name] |= scores
+            others = [curves[r]["forget"]["acc_ut"] for r in self.references if r != name]
+            curve = {"predictions": mine, "original": start}
+            found = averaged([compute("relearning", references=other, **curve) for other in others or [mine]])
+            rows[name] |= found if others else {key: value for key, value in found.items() if key != "ain"}
             if "mixed" in kinds:
                 rows[name]["relearn_mixed"] = float(np.mean(kinds["mixed"]["acc_ut"][1:]))
         return curves
 
-    def watched(self, split: str) -> tuple[Tensor, Tensor] | None:
+    def some(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
+        """Images to fine-tune on."""
+        return stacked(dataset, drawn(len(dataset), RELEARN_IMAGES, self.seed))
+
+    def watched(self, split: str, most: int = WATCHED_IMAGES) -> tuple[Tensor, Tensor] | None:
         """Some test images of forgotten or of retained classes; None where there is none."""
         gone = torch.isin(self.test.labels, torch.tensor(self.forget_ids))
         rows = (gone if split == TEST_FORGOTTEN else ~gone).nonzero().squeeze(1)
-        chosen = rows[drawn(len(rows), WATCHED_IMAGES, self.seed)].tolist()
+        chosen = rows[drawn(len(rows), most, self.seed)].tolist()
         return stacked(self.test, chosen) if chosen else None
 
     # ------------------------------------------------------------------ where the models look
@@ -184,14 +201,16 @@ class Comparison:
         """GradCAM of each model on forgotten-class test images, for their own label: mean map by model, and the
         similarity to the retrained models' written into the rows."""
         count = LEVELS[self.level].heatmap_images
-        watched = self.watched(TEST_FORGOTTEN) if count else None
+        watched = self.watched(TEST_FORGOTTEN, count) if count else None
         if watched is None:
             return {}
-        pixels, labels = (column[:count] for column in watched)
-        layer = heatmap_layer(self.original, pixels[:1])
-        if layer is None:
+        pixels, labels = watched
+        layers = {name: heatmap_layer(model, pixels[:1]) for name, model in self.models.items()}
+        if None in layers.values():
             return {}
-        maps = {name: heatmaps(model, layer, pixels, labels) for name, model in self.models.items()}
+        maps = {name: heatmaps(model, layers[name], pixels, labels) for name, model in self.models.items()}
+        if len({found.shape for found in maps.values()}) > 1:  # other architectures have other grids
+            return {}
         flat = {name: found.flatten(1).numpy() for name, found in maps.items()}
         for name in maps:
             others = [flat[r] for r in self.references if r != name]
@@ -202,12 +221,49 @@ class Comparison:
         return {name: found.mean(0).tolist() for name, found in maps.items()}
 
 
+GEOMETRY = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size", "crop_pct")
+
+
+def load_other(model, names: list[str], processor, device) -> PixelClassifier:
+    """A model to compare, with its own normalisation, on pixels that the original's processor made.
+
+    Raises:
+        UnlearningError: other classes, half-precision weights, or another size of image.
+    """
+    loaded, own = resolve_model(model, processor if isinstance(model, torch.nn.Module) else None)
+    check_same_labels(loaded.config, names)
+    check_trainable(loaded)
+    mine, theirs = ({key: p.to_dict().get(key) for key in GEOMETRY} for p in (processor, own))
+    if mine != theirs:
+        raise UnlearningError(
+            f"{model_name(loaded)!r} reads images of another size or crop than the original ({theirs}, not {mine}):"
+            " models are compared on the same pixels. Give one with the original's image processor."
+        )
+    return PixelClassifier(loaded.to(device).eval(), own)
+
+
+def probed(name: str, model: PixelClassifier, pixels: Tensor, count: int) -> str | None:
+    """The name of a model's head, after one look at two images.
+
+    Raises:
+        UnlearningError: outputs of another shape, or not finite.
+    """
+    logits = model.predict(pixels)
+    if logits.shape[1:] != (count,) or not torch.isfinite(logits).all():
+        raise UnlearningError(
+            f"the {name} model's outputs on test images are not {count} finite numbers: check its weights, and give it"
+            " without a mask on its logits (the masked model has a row of its own)."
+        )
+    sample = to_unit(pixels, model.device)
+    return head_name(constrained_layers(model.model, lambda: model(sample)), count)
+
+
 def add_masked(table: Table, forget_ids: Sequence[int]) -> None:
     """The masked model's columns: the original's with the forgotten logits at -inf; the features are the same."""
     masked = table.logits["original"].copy()
     masked[:, list(forget_ids)] = -np.inf
     table.logits["masked"] = masked
-    if table.features:
+    if "original" in table.features:
         table.features["masked"] = table.features["original"]
 
 
@@ -221,10 +277,6 @@ def drawn(count: int, most: int, seed: int) -> list[int]:
     """At most ``most`` of ``count`` indices, in order, drawn with the seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:most].sort().values.tolist()
-
-
-def first(dataset: Dataset | None, most: int) -> tuple[Tensor, Tensor] | None:
-    return None if dataset is None else stacked(dataset, range(min(most, len(dataset))))
 
 
 def stacked(dataset: Dataset, rows: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -7,37 +7,71 @@ import math
 import numpy as np
 from scipy.stats import t as student
 
+from ..metrics import HIGHER, LOWER, METRICS
+from ..metrics.rows import FORGET, TEST_FORGOTTEN, TEST_RETAINED
+from .table import Table
+
 CONFIDENCE = 0.95  # of the interval that one more retrained model would fall into
 LEAST_TOLERANCE = 0.005  # half a percentage point, or five thousandths of a nat, is never evidence
 LEAST_RETRAINED = 3  # below, the spread is not known well enough for a verdict
 AS_RETRAINED, NOT_FORGOTTEN, DIFFERS, BLIND = "as retrained", "not forgotten", "differs", "cannot tell"
 
+# Scores that compare with the other retrained models: a retrained model's own is taken against the rest.
+PAIRWISE = {
+    score
+    for score, line in METRICS.items()
+    if line.module in ("divergence", "mia_nn", "rmia", "u_lira", "heatmap_similarity", "gap_to_retrained")
+} | {"ain"}
 
-def floor(values: list[float | None]) -> dict | None:
+
+def least_tolerances(table: Table) -> dict[str, float]:
+    """The difference of each score that is never evidence: one image, one step, at least ``LEAST_TOLERANCE``."""
+    few = [len(table.rows(split)) for split in (FORGET, TEST_FORGOTTEN) if len(table.rows(split))]
+    about_forgotten, about_retained = 1 / min(few), 1 / max(1, len(table.rows(TEST_RETAINED)))
+    found = {s: max(LEAST_TOLERANCE, about_forgotten if m.detects else about_retained) for s, m in METRICS.items()}
+    return found | {"relearn_steps": 1.0}
+
+
+def floor(values: list[float | None], pairwise: bool = False, least: float = LEAST_TOLERANCE) -> dict | None:
     """What retrained models get: mean, spread, and the half-width of the 95 % prediction interval for one more.
 
-    Half-width = t(.975, K - 1) x sd x sqrt(1 + 1/K), at least ``LEAST_TOLERANCE``; None below three models.
+    Half-width = t(.975, K - 1) x sd x sqrt(1 + 1/K), at least ``least``; None below three models. The values of a
+    pairwise score share their pairs, which hides a part (K - 2) / (K - 1) of the spread: the half-width is divided by
+    it (coverage .96 at K = 3 in simulation, .84 without).
 
     Args:
-        values: the score of each retrained model; of a distance, its mean distance from the others.
+        values: the score of each retrained model; of a pairwise score, against the other retrained models.
     """
     numbers = [v for v in values if v is not None]
     if len(numbers) < 2:
         return None
     count, sd = len(numbers), float(np.std(numbers, ddof=1))
-    half = student.ppf((1 + CONFIDENCE) / 2, count - 1) * sd * math.sqrt(1 + 1 / count)
-    tolerance = max(half, LEAST_TOLERANCE) if count >= LEAST_RETRAINED else None
-    return {"mean": float(np.mean(numbers)), "sd": sd, "models": count, "tolerance": tolerance}
+    known = {"mean": float(np.mean(numbers)), "sd": sd, "models": count, "tolerance": None}
+    if count >= LEAST_RETRAINED:
+        half = student.ppf((1 + CONFIDENCE) / 2, count - 1) * sd * math.sqrt(1 + 1 / count)
+        known["tolerance"] = max(float(half) * ((count - 1) / (count - 2) if pairwise else 1.0), least)
+    return known
 
 
-def verdict(value: float | None, original: float | None, known: dict | None) -> str | None:
-    """AS_RETRAINED within the floor, else NOT_FORGOTTEN where nearer to the original than to the retrained models, else
-    DIFFERS; BLIND where the original itself lies within the floor. None without a floor."""
+def verdict(score: str, value: float | None, original: float | None, known: dict | None) -> str | None:
+    """AS_RETRAINED within the floor, or nearer to the retrained models than they are to each other; else NOT_FORGOTTEN
+    where the score is meant to detect that and is nearer to the original's than to the retrained models'; else DIFFERS.
+    BLIND where the original itself passes. None without a floor."""
     if value is None or original is None or known is None or known["tolerance"] is None:
         return None
-    if abs(original - known["mean"]) <= known["tolerance"]:
+    if passes(score, original, known):
         return BLIND
-    distance = abs(value - known["mean"])
-    if distance <= known["tolerance"]:
+    if passes(score, value, known):
         return AS_RETRAINED
-    return NOT_FORGOTTEN if abs(value - original) < distance else DIFFERS
+    nearer = abs(value - original) < abs(value - known["mean"])
+    return NOT_FORGOTTEN if nearer and METRICS[score].detects else DIFFERS
+
+
+def passes(score: str, value: float, known: dict) -> bool:
+    """Within the tolerance, or for a distance from retrained models on its good side."""
+    excess = value - known["mean"]
+    if score in PAIRWISE and METRICS[score].direction == LOWER:
+        return excess <= known["tolerance"]
+    if score in PAIRWISE and METRICS[score].direction == HIGHER:
+        return -excess <= known["tolerance"]
+    return abs(excess) <= known["tolerance"]

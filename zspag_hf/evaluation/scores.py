@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_curve
 
 from ..metrics import METRICS, NEEDS, compute
-from ..metrics.rows import FORGET, TEST_FORGOTTEN, margin, true_log_probs
+from ..metrics.rows import FORGET, RETAIN, SPLITS, TEST_FORGOTTEN, TEST_RETAINED, margin, true_log_probs
 from .table import Table
 
 GAP_SCORES = ("ua", "ra", "ta", "mia_confidence")
@@ -24,30 +24,40 @@ def table_scores(table: Table, name: str, references: Sequence[str], original: s
         references: names of the retrained models to compare with, without the model itself; distances are means over
             them.
     """
-    rows = {"predictions": table.logits[name], "references": table.references, "splits": table.splits}
+    labels = table.references
+
+    def columns(*splits: str, **more: np.ndarray) -> dict:
+        """The table's rows of some splits: ``evaluate`` copies whatever it is given."""
+        rows = table.rows(*splits)
+        logits = table.logits[name][rows]
+        found = {"predictions": logits, "references": labels[rows], "splits": table.splits[rows]}
+        return found | {key: column[rows] for key, column in more.items()}
+
+    tests = (TEST_FORGOTTEN, TEST_RETAINED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # an attack that did not converge is still an attack
-        scores = compute("unlearning_accuracy", **rows) | compute("membership_svm", **rows)
-        scores |= compute("membership_loss", **rows)
-        if table.features:
-            scores |= compute("linear_probe", features=table.features[name], splits=table.splits)
+        scores = compute("unlearning_accuracy", **columns(*SPLITS))
+        scores |= compute("membership_svm", **columns(FORGET, RETAIN, TEST_RETAINED))
+        scores |= compute("membership_loss", **columns(FORGET, TEST_FORGOTTEN))
+        if name in table.features:
+            rows = table.rows(*tests)
+            scores |= compute("linear_probe", features=table.features[name][rows], splits=table.splits[rows])
         if references:
             retrained = [table.logits[reference] for reference in references]
             for metric in ("divergence", "mia_nn"):
-                scores |= averaged([compute(metric, **rows, retrained=logits) for logits in retrained])
-            labels = table.references
+                scores |= averaged([compute(metric, **columns(*tests, retrained=logits)) for logits in retrained])
             log_probs = np.stack([true_log_probs(logits, labels) for logits in retrained], 1)
-            scores |= compute("rmia", **rows, reference_log_probs=log_probs)
+            scores |= compute("rmia", **columns(FORGET, *tests, reference_log_probs=log_probs))
             margins = np.stack([margin(logits, labels) for logits in retrained], 1)
             own = margin(table.logits[original], labels)[:, None]
-            scores |= compute("u_lira", **rows, in_margins=own, out_margins=margins)
+            scores |= compute("u_lira", **columns(FORGET, in_margins=own, out_margins=margins))
     return scores
 
 
 def averaged(records: list[dict]) -> dict:
     """Mean of each value over records; None where one is None."""
-    keys = records[0]
-    return {k: None if records[0][k] is None else float(np.mean([record[k] for record in records])) for k in keys}
+    columns = {key: [record[key] for record in records] for key in records[0]}
+    return {key: None if None in values else float(np.mean(values)) for key, values in columns.items()}
 
 
 def gap_scores(scores: dict, retrained: dict) -> dict:
@@ -60,22 +70,30 @@ def gap_scores(scores: dict, retrained: dict) -> dict:
     return found
 
 
-def with_reasons(models: dict[str, dict], given: set[str]) -> dict[str, str]:
-    """Fill every score that METRICS lists, None where it was not computed; returns score -> reason.
+def with_reasons(rows: dict[str, dict], given: set[str], retrained: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Fill every score that METRICS lists, None where it was not computed.
 
     Args:
-        given: what was given, keys of NEEDS.
+        given: what was given, keys of NEEDS. retrained: how many retrained models.
+
+    Returns:
+        score -> why no model has it; model -> why it lacks scores that others have.
     """
     reasons = {}
     for score, line in METRICS.items():
-        for row in models.values():
+        for row in rows.values():
             row.setdefault(score, None)
         missing = [NEEDS[need] for need in line.needs if need not in given]
-        if missing:
-            reasons[score] = missing[0]
-        elif all(row[score] is None for row in models.values()):
-            reasons[score] = "too few images for it"
-    return reasons
+        if all(row[score] is None for row in rows.values()):
+            reasons[score] = "; ".join(missing) or "not defined on so few images, or for this model: see its definition"
+    of_rows = {}
+    if retrained == 1:
+        of_rows["retrained"] = "distances between retrained models need two of them"
+    for name, row in rows.items():
+        lacking = [score for score in METRICS if row[score] is None and score not in reasons]
+        if lacking and name not in of_rows:
+            of_rows[name] = f"not defined for it: {', '.join(lacking)}"
+    return reasons, of_rows
 
 
 def membership_roc(table: Table, name: str, points: int = 101) -> dict[str, list[float]] | None:

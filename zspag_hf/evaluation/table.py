@@ -28,7 +28,7 @@ class Table:
         references: ``(N,)`` label ids.
         splits: ``(N,)`` names out of ``zspag_hf.metrics.rows.SPLITS``.
         logits: model name -> ``(N, C)`` float32.
-        features: model name -> ``(N, D)`` float32, the input of the classification head; {} for a model without one.
+        features: model name -> ``(N, D)`` float32, the input of the classification head; models without one are not in.
     """
 
     references: np.ndarray
@@ -59,7 +59,7 @@ def gather_table(
     parts: dict[str, Dataset],
     forget_ids: Sequence[int],
     accelerator,
-    head: str | None,
+    heads: dict[str, str | None],
     *,
     batch_size: int = 128,
     disable_progress: bool = True,
@@ -68,7 +68,7 @@ def gather_table(
 
     Args:
         parts: split name -> data set of {"pixels", "labels"} items; TEST is divided by ``forget_ids``.
-        head: name of the classification head, whose input is kept as features; None for logits alone.
+        heads: model -> name of its classification head, whose input is kept as features; None for logits alone.
 
     Raises:
         UnlearningError: a model's outputs are not finite.
@@ -82,6 +82,7 @@ def gather_table(
         for batch in tqdm(loader, desc=f"Report, {split}", disable=disable_progress):
             found = {"labels": batch["labels"]}
             for name, model in models.items():
+                head = heads[name]
                 if head is None:
                     found[f"logits/{name}"] = model.predict(batch["pixels"])
                     continue
@@ -104,7 +105,7 @@ def gather_table(
         joined["labels"],
         np.array(splits),
         {name: joined[f"logits/{name}"] for name in models},
-        {name: joined[f"features/{name}"] for name in models} if head is not None else {},
+        {name: joined[f"features/{name}"] for name, head in heads.items() if head is not None},
     )
 
 

@@ -11,12 +11,11 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from ..checks import check_same_labels
-from ..classifier import PixelClassifier, resolve_model
+from ..classifier import PixelClassifier
 from ..config import UnlearningConfig
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from ..report import UnlearningReport, peak_memory_mb, versions
-from .comparison import Comparison, drawn
+from .comparison import Comparison, drawn, load_other
 from .table import PixelDataset, Table
 
 PROJECTED = {"retained": 400, "forgotten": 100, "proxy": 400}  # points of a picture
@@ -77,20 +76,17 @@ def compare_trained(trainer, test, retain, retrained, beside: dict, level: str) 
     given = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
 
     def classifier(model) -> PixelClassifier:
-        own = trainer.processing_class if isinstance(model, torch.nn.Module) else None
-        loaded, processor = resolve_model(model, own)
-        check_same_labels(loaded.config, names)
-        return PixelClassifier(loaded.to(trainer.args.device).eval(), processor)
+        return load_other(model, names, trainer.processing_class, trainer.args.device)
 
     return Comparison(
         original_classifier(trainer),
         trainer.classifier,
         trainer.forget_ids,
         names,
-        PixelDataset(forget.pixels, forget.labels),
+        PixelDataset(forget.images, forget.image_labels),
         test,
         trainer.accelerator,
-        trainer.head,
+        relearn_on=PixelDataset(forget.pixels, forget.labels),
         views=None if forget.unseen is None else PixelDataset(forget.unseen, forget.unseen_labels),
         retain=None if retain is None else trainer.labelled(retain),
         retrained=[classifier(model) for model in given],

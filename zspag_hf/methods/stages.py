@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..attacks import ATTACKS, Attack
 from ..constraint import HardConstraint, SoftConstraint
+from ..labels import distinct
 from ..proxies import ProxySet, make_proxies
 from ..subspaces import Spectrum, collect_grams, free_energy, literal_bases
 
@@ -67,6 +68,7 @@ def build_constraint(trainer, subspaces: Subspaces, threshold: float) -> HardCon
 
 
 def proxy_facts(proxies: ProxySet, names: list[str]) -> dict:
+    names = distinct(names)
     return {
         "count": len(proxies),
         "attack_success_rate": proxies.attack_success_rate,

@@ -101,7 +101,9 @@ class ZSPAG(Method):
             with head_inputs(trainer.layers[trainer.head]) as inputs:
                 logits = classifier.predict(proxies.pixels)
             features = torch.cat(inputs)
-            self.center, self.scale = features.mean(0), features.std(0) + 1e-4
+            self.center, spread = features.mean(0), features.std(0, correction=0)
+            # a feature that is dead on the proxies must not own the loss
+            self.scale = spread.clamp_min(0.1 * float(spread.median()) + 1e-6)
             features = ((features - self.center) / self.scale).cpu()
         targets = pseudo_labels(logits, trainer.forget_ids, None).targets
         return KeptProxies(proxies.pixels, targets, proxies.labels, features)

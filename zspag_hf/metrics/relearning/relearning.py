@@ -26,6 +26,8 @@ class Relearning(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, original, **_):
+        if original <= 0:
+            return {"relearn": mean(predictions[1:]), "relearn_steps": None, "ain": None}
         mine, theirs = (steps_to(curve, 0.95 * original) for curve in (predictions, references))
         return {"relearn": mean(predictions[1:]), "relearn_steps": mine, "ain": mine / theirs}
 

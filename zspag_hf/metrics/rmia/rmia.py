@@ -7,7 +7,8 @@ from sklearn.metrics import roc_auc_score
 
 from zspag_hf.metrics.rows import FORGET, TEST_FORGOTTEN, TEST_RETAINED, info, pick, true_log_probs
 
-_DESCRIPTION = """rmia_auc: area under the ROC of the RMIA score, forget images against all test images; .5 is ideal.
+_DESCRIPTION = """rmia_auc: area under the ROC of the RMIA score, forget images against all test images; right is what a
+retrained model gets: of a whole class far below .5.
 score(x) = share of test images z with [p(x) / prior(x)] / [p(z) / prior(z)] > gamma, p the probability of the true
 label, prior(x) = (1 + a) / 2 * mean over reference models of p + (1 - a) / 2: reference models that trained on none of
 these images."""
