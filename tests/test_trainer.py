@@ -10,8 +10,9 @@ from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
 from zspag_hf import METHODS, UnlearningError, UnlearningReport, UnlearningTrainer
-from zspag_hf.checks import check_backend, check_launch
+from zspag_hf.checks import check_backend, check_launch, check_parallel
 from zspag_hf.constraint import HardConstraint, SoftConstraint
+from zspag_hf.labels import distinct
 
 FIXED = {"adaptive": False, "max_steps": 6, "per_device_train_batch_size": 4, "proxy_policy": "quota"}
 ROUGH = {"gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "weight_decay": 0.1}
@@ -406,3 +407,18 @@ def test_a_retrained_model_with_other_labels_is_refused(tmp_path):
     run.train()
     with pytest.raises(UnlearningError, match="labels of a model to compare with differ"):
         run.evaluate(retrained=tiny_model(names=["a", "b", "c", "d", "e"]))
+
+
+def test_a_request_that_leaves_one_class_is_refused(tmp_path):
+    with pytest.raises(UnlearningError, match="would leave one class"):
+        trainer(tmp_path, model=tiny_model(names=["ant", "cat"]), forget=images([1, 1], names=["ant", "cat"]))
+
+
+def test_one_process_with_several_gpus_is_refused():
+    check_parallel(1)
+    with pytest.raises(UnlearningError, match="one process sees 2 GPUs"):
+        check_parallel(2)
+
+
+def test_classes_of_one_name_are_told_apart():
+    assert distinct(["crane", "bee", "crane"]) == ["crane (0)", "bee", "crane (2)"]

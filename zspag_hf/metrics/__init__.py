@@ -124,7 +124,7 @@ METRICS: dict[str, Score] = {
     "probe_auc": Score("linear_probe", "ROC area of a linear probe for the forgotten class on penultimate features", CLOSEST, "this library", (FORGOTTEN, "head"), caveat="caught the original in 0 of 6 calibration runs: retrained models separate the unseen class too (.96 to .99 against 1.00)"),
     "relearn": Score("relearning", "mean acc_ut (of unseen views, without such test images) over 20 steps of fine-tuning on forget images", CLOSEST, GKT, ("watched",)),
     "relearn_steps": Score("relearning", "steps of it until 95 % of the original's acc_ut; 21: never", CLOSEST, GKT, ("watched",)),
-    "ain": Score("relearning", "anamnesis index: those steps over the retrained model's; 1 is right, below it is shallow", CLOSEST, GKT, (RETRAINED, "watched")),
+    "ain": Score("relearning", "anamnesis index: those steps over the retrained model's; 1 is right, below it is shallow", CLOSEST, GKT, (RETRAINED, "watched"), caveat="caught the original in 3 of 6 calibration runs: a ratio of small numbers of steps; read relearn"),
     "relearn_mixed": Score("relearning", "mean acc_ut over 20 steps on forget and retained images", CLOSEST, GKT, (RETAIN, "watched", FULL)),
     "gradcam_similarity": Score("heatmap_similarity", "cosine with the retrained model's GradCAM, forgotten-class test images", HIGHER, "ZS-PAG, figure 3", (RETRAINED, FORGOTTEN, FULL), caveat="caught the original in 0 of 6 calibration runs: retrained models look at places as different (.4 to .5)"),
     "avg_gap": Score("gap_to_retrained", "mean distance from the retrained model's ua, ra, ta and mia_confidence", LOWER, SALUN, (RETRAINED, RETAIN), True),
