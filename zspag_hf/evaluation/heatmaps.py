@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..classifier import PixelClassifier, to_unit
 
+FINE = 4  # positions along a side that a picture should have, where a layer has them
 MOST_PREFIX_TOKENS = 5  # a class token and four registers (DINOv2)
 
 
@@ -40,11 +41,14 @@ class MapToTokens(nn.Module):
 
 
 def heatmap_layer(classifier: PixelClassifier, pixels: Tensor) -> str | None:
-    """The layer whose output GradCAM weighs: the last map ``(n, D, h, w)``, h and w above 1, of a convolutional one;
-    of a transformer the last normalisation that feeds queries, keys and values, since the last block's own output has
-    no gradient on patch tokens where a class token is read; of one without such (Swin) the last over a square grid.
-    None where the model has none of them."""
-    maps, norms, grids, consumers = [], {}, [], {}
+    """The layer whose output GradCAM weighs.
+
+    Of a convolutional network the last map ``(n, D, h, w)`` with 4 x 4 positions or more, else with 2 x 2; of a
+    transformer the last normalisation that feeds queries, keys and values, since the last block's own output has no
+    gradient on patch tokens where a class token is read; of one without such (Swin) the last over a square grid. None
+    where the model has none of them.
+    """
+    maps, coarse, norms, grids, consumers = [], [], {}, [], {}
 
     def watch(name):
         def hook(module, args, output):
@@ -58,7 +62,7 @@ def heatmap_layer(classifier: PixelClassifier, pixels: Tensor) -> str | None:
             if isinstance(module, (nn.Linear, Conv1D)) and args[0].dim() == 3:
                 consumers.setdefault((args[0].data_ptr(), args[0].shape), []).append(name)
             if output.dim() == 4 and min(output.shape[2:]) > 1:
-                maps.append(name)
+                (maps if min(output.shape[2:]) >= FINE else coarse).append(name)
 
         return hook
 
@@ -70,7 +74,7 @@ def heatmap_layer(classifier: PixelClassifier, pixels: Tensor) -> str | None:
         for hook in hooks:
             hook.remove()
     attended = [name for key, name in norms.items() if len(consumers.get(key, [])) >= 3]
-    return next((names[-1] for names in (attended, grids, maps) if names), None)
+    return next((names[-1] for names in (attended, grids, maps, coarse) if names), None)
 
 
 def prefix_tokens(count: int) -> int | None:
