@@ -13,7 +13,7 @@ from zspag_hf.evaluation.heatmaps import heatmap_layer, heatmaps, prefix_tokens
 
 LAYERS = {  # the tiny models that a picture can be drawn of -> the layer, by its last names
     "vit": "layers.1.layernorm_before",
-    "resnet": "stages.0",  # the next one has 1 x 1
+    "resnet": "embedder",  # 4 x 4; the stages have 2 x 2 and 1 x 1
 }
 
 

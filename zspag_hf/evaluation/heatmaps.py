@@ -102,13 +102,13 @@ def heatmaps(classifier: PixelClassifier, layer: str, pixels: Tensor, labels: Te
 def map_layer(classifier: PixelClassifier, layer: str, pixels: Tensor):
     """The module whose output is a map: the layer itself, or behind a transformer's layer the tokens laid out."""
     module = classifier.model.get_submodule(layer)
-    if not isinstance(module, nn.LayerNorm):
-        yield module
-        return
     shapes = []
     hook = module.register_forward_hook(lambda _m, _a, output: shapes.append(output.shape))
     classifier.predict(pixels)
     hook.remove()
+    if len(shapes[0]) == 4:
+        yield module
+        return
     to_map = TokensToMap(math.isqrt(shapes[0][1]))
     classifier.model.set_submodule(layer, nn.Sequential(module, to_map, MapToTokens(to_map)))
     try:
