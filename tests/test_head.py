@@ -68,7 +68,7 @@ def test_the_row_is_the_ridge_regressions():
     with head_inputs(layer) as inputs:
         logits = torch.cat([classifier.predict(forget), classifier.predict(proxies)]).double()
     x, bias = torch.cat(inputs).double(), layer.module.bias
-    offset = 0.0 if bias is None else float(bias[1])
+    offset = 0.0 if bias is None else float(bias.detach()[1])
     level = fit_unseen_rows(classifier, layer, forget, proxies, [1])
     y = logits[:, [0, 2, 3]].logsumexp(1) + torch.logit(torch.tensor(level, dtype=torch.float64)) - offset
     share = torch.cat([torch.full((12,), 0.5 / 12), torch.full((20,), 0.5 / 20)]).double()

@@ -93,7 +93,7 @@ def test_the_table_holds_every_score_with_its_verdict():
 
 def test_without_three_retrained_models_there_is_no_verdict():
     given = full(retrained=1)
-    assert "verdict on unlearned" not in given.table() and "No verdicts: 1 retrained models" in given.table()
+    assert "verdict on unlearned" not in given.table() and "No verdicts: one retrained model given" in given.table()
     assert "No verdicts" not in full().table()
 
 
@@ -104,7 +104,19 @@ def test_notes_say_what_is_missing_and_what_proves_nothing():
         assert f"Not computed, {reason}: {score}." in text
     for score, row in METRICS.items():
         assert (f"(!) {score}: " in text) == bool(row.caveat and score not in ABSENT)
-    said = masked_sentence(given).rstrip(".").split(": ")[1].split(", ")
-    assert said == [score for score, row in METRICS.items() if row.masked_passes and score not in ABSENT]
+
+
+def test_what_the_masked_model_passes_for_free_is_measured_where_there_are_verdicts():
+    given = full()
+    listed = lambda: masked_sentence(given).rstrip(".").split(": ")[1].split(", ")  # noqa: E731
+    assert listed() == [score for score, found in given.verdicts["masked"].items() if found == "as retrained"]
+    given.verdicts = {}
+    assert listed() == [score for score, row in METRICS.items() if row.masked_passes and score not in ABSENT]
     given.reasons["acc_rt"] = "some reason"
-    assert " acc_rt," not in masked_sentence(given)
+    assert "acc_rt" not in listed()
+
+
+def test_a_model_that_lacks_scores_is_named_with_the_reason():
+    given = full()
+    given.row_reasons = {"retrained": "distances between retrained models need two of them"}
+    assert "retrained: distances between retrained models need two of them." in given.table()
