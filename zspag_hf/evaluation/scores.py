@@ -96,13 +96,14 @@ def with_reasons(rows: dict[str, dict], given: set[str], retrained: int) -> tupl
     return reasons, of_rows
 
 
-def membership_roc(table: Table, name: str, points: int = 101) -> dict[str, list[float]] | None:
-    """ROC of the loss attack behind mia_loss_auc, thinned to ``points``; None without held-out images of the class."""
+def membership_roc(table: Table, name: str) -> dict[str, list[float]] | None:
+    """ROC of the loss attack behind mia_loss_auc, on a grid that is linear above 1 % false positives and
+    logarithmic from .1 % to 1 %; None without held-out images of the class."""
     score = true_log_probs(table.logits[name], table.references)
     members, others = score[table.rows(FORGET)], score[table.rows(TEST_FORGOTTEN)]
     if not len(members) or not len(others):
         return None
     truth = np.repeat([1, 0], [len(members), len(others)])
     fpr, tpr, _thresholds = roc_curve(truth, np.concatenate([members, others]))
-    grid = np.linspace(0, 1, points)
+    grid = np.concatenate([[0.0], np.geomspace(0.001, 0.009, 10), np.linspace(0.01, 1, 100)])
     return {"fpr": grid.tolist(), "tpr": np.interp(grid, fpr, tpr).tolist()}
