@@ -306,7 +306,7 @@ class UnlearningTrainer(Trainer):
                 " evaluate_unlearning for models that other tools made."
             )
         if not self.is_in_train and self.report is not None:
-            comparison = compare_trained(self, dataset, retain, retrained, beside or {}, level)
+            comparison = compare_trained(self, dataset, retain, retrained, beside, level)
         metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
         if comparison is not None:
             with self.stage("evaluation"):

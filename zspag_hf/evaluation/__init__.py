@@ -13,7 +13,7 @@ from ..classifier import PixelClassifier, resolve_model
 from ..data import labelled_dataset, read_forget_set
 from ..labels import class_names, model_labels, reconcile_labels, resolve_classes
 from ..report import UnlearningReport, model_name, peak_memory_mb, versions
-from .comparison import LEVELS, Comparison, load_other
+from .comparison import LEVELS, Comparison, load_other, load_others
 from .table import PixelDataset, Table
 
 __all__ = ["LEVELS", "Comparison", "PixelDataset", "Table", "evaluate_unlearning"]
@@ -52,6 +52,8 @@ def evaluate_unlearning(
         beside: further unlearned models by name, for the same table.
         level: "quick", or "full": relearning with retained images and over three draws, GradCAM, more retained images.
         processing_class: an image processor, for models given as objects or in place of the original's own.
+        label_offset, label_mapping: as in :func:`zspag_hf.labels.reconcile_labels`, where label names differ.
+        image_column_name, label_column_name: columns of all data sets.
         seed: draws the images that subsets hold, and the batches of relearning.
 
     Returns:
@@ -75,7 +77,6 @@ def evaluate_unlearning(
     forget = read_forget_set(forget_dataset, processor, forget_ids, mapping, len(names), **columns)
     test = labelled_dataset(test_dataset, processor, names, **columns, **labels)
     kept = None if retain is None else labelled_dataset(retain, processor, names, **columns, **labels)
-    given = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
     comparison = Comparison(
         classifier(first),
         classifier(unlearned),
@@ -85,8 +86,7 @@ def evaluate_unlearning(
         test,
         accelerator,
         retain=kept,
-        retrained=[classifier(model) for model in given],
-        beside={name: classifier(model) for name, model in (beside or {}).items()},
+        **load_others(retrained, beside, classifier),
         level=level,
         seed=seed,
         quiet=disable_progress or not accelerator.is_main_process,

@@ -242,6 +242,15 @@ def load_other(model, names: list[str], processor, device) -> PixelClassifier:
     return PixelClassifier(loaded.to(device).eval(), own)
 
 
+def load_others(retrained, beside: dict | None, load) -> dict:
+    """The ``retrained`` and ``beside`` of a :class:`Comparison`, from one model or several, each by ``load``."""
+    given = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
+    return {
+        "retrained": [load(model) for model in given],
+        "beside": {name: load(model) for name, model in (beside or {}).items()},
+    }
+
+
 def probed(name: str, model: PixelClassifier, pixels: Tensor, count: int) -> str | None:
     """The name of a model's head, after one look at two images.
 

@@ -15,7 +15,7 @@ from ..classifier import PixelClassifier
 from ..config import UnlearningConfig
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from ..report import UnlearningReport, peak_memory_mb, versions
-from .comparison import Comparison, drawn, load_other
+from .comparison import Comparison, drawn, load_other, load_others
 from .table import PixelDataset, Table
 
 PROJECTED = {"retained": 400, "forgotten": 100, "proxy": 400}  # points of a picture
@@ -70,10 +70,9 @@ def original_classifier(trainer) -> PixelClassifier:
     return PixelClassifier(model, trainer.processing_class)
 
 
-def compare_trained(trainer, test, retain, retrained, beside: dict, level: str) -> Comparison:
+def compare_trained(trainer, test, retain, retrained, beside: dict | None, level: str) -> Comparison:
     """The trained model among the others, checked before anything is computed."""
     forget, names = trainer.forget, trainer.label_names_by_id
-    given = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
 
     def classifier(model) -> PixelClassifier:
         return load_other(model, names, trainer.processing_class, trainer.args.device)
@@ -89,8 +88,7 @@ def compare_trained(trainer, test, retain, retrained, beside: dict, level: str) 
         relearn_on=PixelDataset(forget.pixels, forget.labels),
         views=None if forget.unseen is None else PixelDataset(forget.unseen, forget.unseen_labels),
         retain=None if retain is None else trainer.labelled(retain),
-        retrained=[classifier(model) for model in given],
-        beside={name: classifier(model) for name, model in beside.items()},
+        **load_others(retrained, beside, classifier),
         level=level,
         seed=trainer.args.seed,
         quiet=trainer.quiet,
