@@ -28,9 +28,9 @@ from transformers import HfArgumentParser
 
 from zspag_hf import UnlearningConfig, UnlearningError, UnlearningReport, UnlearningTrainer
 from zspag_hf.checks import check_launch, check_same_labels
-from zspag_hf.classifier import load_classifier
 from zspag_hf.evaluation import LEVELS
 from zspag_hf.labels import class_names, model_labels, reconcile_labels, resolve_classes, rows_of_classes
+from zspag_hf.loading import load_classifier
 
 FREE, PROJECTED = {"adaptive": False, "constraint": "none"}, {"adaptive": False, "constraint": "hard"}
 FEW = {

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,13 +7,7 @@ from PIL import Image
 from torch import nn
 
 from zspag_hf.checks import check_trainable
-from zspag_hf.classifier import (
-    PixelClassifier,
-    load_classifier,
-    load_processor,
-    to_pixels,
-    to_unit,
-)
+from zspag_hf.classifier import PixelClassifier, to_pixels, to_unit
 from zspag_hf.errors import UnlearningError
 
 RESIZED = {"do_resize": True, "size": {"height": 8, "width": 8}}
@@ -149,61 +141,6 @@ def test_the_wrapper_trains_the_same_model(vit):
     assert set(classifier.state_dict()) == {f"model.{name}" for name in model.state_dict()}
 
 
-class TestLoad:
-    @pytest.fixture
-    def saved(self, vit, tmp_path):
-        vit.build(torch.float32).save_pretrained(tmp_path)
-        processor().save_pretrained(tmp_path)
-        return tmp_path
-
-    def test_round_trip(self, saved, vit):
-        model, image_processor = load_classifier(saved)
-        assert all(p.dtype == torch.float32 for p in model.parameters())
-        pixels = vit.pixels(2, torch.float32)
-        expected = vit.classifier(torch.float32).predict(pixels)
-        torch.testing.assert_close(PixelClassifier(model, image_processor).predict(pixels), expected)
-
-    def test_half_precision_weights_are_loaded_in_full(self, vit, tmp_path):
-        vit.build(torch.bfloat16).save_pretrained(tmp_path)
-        processor().save_pretrained(tmp_path)
-        check_trainable(load_classifier(str(tmp_path))[0])
-
-    def test_a_given_processor_wins(self, saved):
-        own = processor(do_normalize=False)
-        assert load_classifier(saved, processor=own)[1] is own
-
-    @pytest.mark.parametrize("where", ["no/such/folder", "no-user/no-such-model"])
-    def test_a_missing_model_is_named(self, where, tmp_path):
-        where = str(tmp_path / where) if where.endswith("folder") else where
-        with pytest.raises(UnlearningError, match="cannot load") as error:
-            load_classifier(where)
-        assert repr(where) in str(error.value)
-
-    @pytest.mark.parametrize(
-        "config", [None, "not json", {}, {"model_type": "bert"}, {"model_type": "no_such_model"}, {"model_type": "vit"}]
-    )
-    def test_a_folder_without_a_classifier_is_named(self, config, tmp_path):
-        if config is not None:
-            text = config if isinstance(config, str) else json.dumps(config)
-            (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UnlearningError, match="cannot load") as error:
-            load_classifier(tmp_path)
-        assert repr(str(tmp_path)) in str(error.value)
-
-    def test_pickled_weights_are_refused(self, saved, vit):
-        (saved / "model.safetensors").unlink()
-        torch.save(vit.build(torch.float32).state_dict(), saved / "pytorch_model.bin")
-        with pytest.raises(UnlearningError, match=r"model\.safetensors"):
-            load_classifier(saved)
-
-    def test_a_missing_processor_is_named(self, saved):
-        (saved / "preprocessor_config.json").unlink()
-        for load in (load_classifier, load_processor):
-            with pytest.raises(UnlearningError, match="image processor") as error:
-                load(saved)
-            assert repr(str(saved)) in str(error.value)
-
-
 class TestCheckTrainable:
     def test_single_precision_passes(self, vit):
         check_trainable(vit.build(torch.float32))
@@ -219,11 +156,3 @@ class TestCheckTrainable:
         model = nn.Linear(2, 2)
         model.table = nn.Parameter(torch.zeros(2, dtype=torch.long), requires_grad=False)
         check_trainable(model)
-
-
-def test_a_backbone_without_a_head_is_refused(vit, tmp_path):
-    from transformers import ViTModel
-
-    ViTModel(vit.build(torch.float32).config, add_pooling_layer=False).save_pretrained(tmp_path)
-    with pytest.raises(UnlearningError, match=r"lacks weights of an image classifier.*classifier\.bias"):
-        load_classifier(str(tmp_path))

@@ -22,7 +22,7 @@ from .checks import (
     check_parallel,
     check_trainable,
 )
-from .classifier import PixelClassifier, resolve_model
+from .classifier import PixelClassifier
 from .config import UnlearningConfig
 from .constraint import attach, freeze_unconstrained
 from .data import EvalDataset, TargetDataset, labelled_dataset, read_forget_set
@@ -31,6 +31,7 @@ from .evaluation import Table
 from .evaluation.trained import compare_trained, make_report, project
 from .labels import class_names, distinct, model_labels, reconcile_labels, resolve_classes
 from .layers import constrained_layers, head_name
+from .loading import resolve_model
 from .methods import METHODS, Plan
 from .metrics import compute
 from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..classifier import PixelClassifier, resolve_model
+from ..classifier import PixelClassifier
 from ..data import labelled_dataset, read_forget_set
 from ..labels import class_names, model_labels, reconcile_labels, resolve_classes
+from ..loading import resolve_model
 from ..report import UnlearningReport, model_name, peak_memory_mb, versions
 from .comparison import LEVELS, Comparison, load_other, load_others
 from .table import PixelDataset, Table

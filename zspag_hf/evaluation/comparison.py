@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ..checks import check_same_labels, check_trainable
-from ..classifier import PixelClassifier, resolve_model, to_unit
+from ..classifier import PixelClassifier, to_unit
 from ..errors import UnlearningError
 from ..labels import distinct
 from ..layers import constrained_layers, head_name
+from ..loading import resolve_model
 from ..metrics import METRICS, compute
 from ..metrics.rows import FORGET, RETAIN, TEST_FORGOTTEN, TEST_RETAINED, VIEWS
 from ..report import UnlearningReport, model_name
