@@ -57,9 +57,6 @@ class ExampleArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the classifier; unset: train one on digits."}
     )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id, or a folder with parquet files or images."}
-    )
     train_split: str = field(default="train", metadata={"help": "Split that holds the images to forget."})
     test_split: str = field(
         default="test", metadata={"help": "Split to evaluate on; forget images in it are left out."}
@@ -121,13 +118,13 @@ def prepare_digits(config: UnlearningConfig) -> Job:
 
 def prepare_data(arguments: ExampleArguments, config: UnlearningConfig) -> Job:
     """Model, data and references as the arguments name them, loaded before anything is computed."""
-    if arguments.dataset_name is None:
+    if config.dataset_name is None:
         raise UnlearningError("--model_name_or_path needs --dataset_name: the images to forget and to evaluate on.")
     model, processor = load_classifier(arguments.model_name_or_path)
     mapping_file = arguments.label_mapping_file
     try:
         mapping = json.loads(Path(mapping_file).read_text(encoding="utf-8")) if mapping_file else None
-        data = load_dataset(arguments.dataset_name)
+        data = load_dataset(config.dataset_name)
     except (OSError, ValueError) as error:
         raise UnlearningError(f"cannot read the data or the label mapping: {error}") from error
     for split in (arguments.train_split, arguments.test_split):
@@ -167,7 +164,7 @@ def run(arguments: ExampleArguments, config: UnlearningConfig) -> None:
     for name, value, choices in (("baselines", arguments.baselines, BASELINES), ("level", arguments.level, LEVELS)):
         if value not in choices:
             raise UnlearningError(f"--{name} {value!r} is not one of {', '.join(choices)}.")
-    if arguments.model_name_or_path is None and arguments.dataset_name is not None:
+    if arguments.model_name_or_path is None and config.dataset_name is not None:
         raise UnlearningError("--dataset_name needs --model_name_or_path: the classifier that was trained on it.")
     own = arguments.model_name_or_path is not None
     if not own:

@@ -130,6 +130,21 @@ class UnlearningConfig(TrainingArguments):
         default=None, metadata={"help": "Added to data set label ids, for a model with a background class in front."}
     )
 
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the model's repository on the Hub."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where files from the Hub are kept."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that the model's repository brings along. Read it first."}
+    )
+    allow_pickled_weights: bool = field(
+        default=False,
+        metadata={"help": "Also load pytorch_model.bin, a pickle. torch unpickles tensors alone."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, or folder with parquet files or images, of the data."}
+    )
+
     # TrainingArguments with other defaults
     learning_rate: float | None = field(default=None, metadata={"help": "Unset: chosen within the run."})
     num_train_epochs: float | None = field(default=None, metadata={"help": "Epochs of a fixed run; unset: 10."})

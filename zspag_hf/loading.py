@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from .errors import UnlearningError
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How to read from the Hub.
+
+    Attributes:
+        revision: branch, tag or commit. token: for private and gated repositories; None for the one that is logged in.
+        cache_dir: where files are kept. trust_remote_code: run code that a repository brings along.
+        allow_pickled_weights: read pytorch_model.bin where there is no safetensors file.
+    """
+
+    revision: str | None = None
+    token: str | None = None
+    cache_dir: str | None = None
+    trust_remote_code: bool = False
+    allow_pickled_weights: bool = False
 
 
 def load_classifier(model: str | os.PathLike, *, processor=None, **hub_options):

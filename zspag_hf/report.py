@@ -13,7 +13,7 @@ from importlib.metadata import version
 from .files import write_whole
 from .tables import score_table, summary_table
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 REPORT_NAME, PAGE_NAME = "unlearning_report.json", "unlearning_report.html"
 MODELS = ("original", "masked", "unlearned", "retrained")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface-hub")
@@ -37,7 +37,11 @@ class UnlearningReport:
         projection: proxies among test images in two dimensions: x, y, kind and label, a point each; at level full.
         images: rows of the evaluation by split. level: "quick" or "full". retrained_models: how many were given.
         proxies: count, attack_success_rate, per_class, shortfall.
-        base_model: the id or folder name of the model that the weights came from.
+        base_model: Hub id, or name of the folder, of the model that the weights came from; base_revision: its commit on
+            the Hub, None for a folder. inherited: license, license_name, license_link and language of its model card,
+            those that it gives. dataset: Hub id of the data, where it was given.
+        request: what this run forgot, as it stands in the model's config (:mod:`zspag_hf.requests`); history: the same
+            of every earlier request on this model, oldest first. forget_classes holds the classes of all of them.
         forget_images: images in the request; each was seen as ``forget_views`` random crops where that is not 0.
         layers: name, d_in, rank, free_forget_energy, weight_change ||W - W0|| / ||W0||, and proxy_drift, the relative
             change of the layer's outputs on the proxies, a layer.
@@ -64,6 +68,11 @@ class UnlearningReport:
     retrained_models: int = 0
     proxies: dict | None = None
     layers: list[dict] = field(default_factory=list)
+    base_revision: str | None = None
+    inherited: dict[str, str | list[str]] = field(default_factory=dict)
+    dataset: str | None = None
+    request: dict | None = None
+    history: list[dict] = field(default_factory=list)
     choice: dict | None = None
     curve: list[dict] = field(default_factory=list)
     timings_s: dict[str, float] = field(default_factory=dict)
