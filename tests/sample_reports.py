@@ -1,4 +1,4 @@
-"""Reports made up for the tests of pictures and page: no model behind them, every field as an evaluation fills it."""
+"""Reports made up for the tests of pictures, page and card: no model behind them, fields filled as by a run."""
 
 import numpy as np
 
@@ -43,6 +43,33 @@ def full(classes: int = 10, layers: int = 13, beside: tuple = ("fine-tuned",), r
     report.retrained_models = retrained
     run(report, random, layers)
     return report
+
+
+def asked(report: UnlearningReport, labels=("class 0",), earlier=(), images: int = 10) -> UnlearningReport:
+    """The same report of a model from the Hub, for a request and those before it, each a tuple of labels."""
+    ids = iter(range(1000))
+    classes = [[{"id": next(ids), "label": label} for label in found] for found in (labels, *earlier)]
+    report.base_model, report.base_revision, report.dataset = "user/vit-cifar10", "0123456789abcdef" * 2, "user/cifar10"
+    report.inherited = {"license": "apache-2.0", "language": ["en", "de"]}
+    report.request, *report.history = (entry(found, images, day) for day, found in enumerate(classes, 1))
+    report.forget_classes, report.forget_images = [known for found in classes for known in found], images
+    report.versions = {"python": "3.11.9", "zspag-hf": "0.1.0", "torch": "2.13.0"}
+    return report
+
+
+def entry(classes: list[dict], images: int, day: int) -> dict:
+    """One entry of the ledger."""
+    return {
+        "classes": classes,
+        "images": images,
+        "method": "zspag",
+        "seed": 0,
+        "base_model": "vit-cifar10",
+        "base_revision": None,
+        "date": f"2026-11-{day:02}",
+        "commitment": f"{day:02x}" * 32,
+        "zspag_hf": "0.1.0",
+    }
 
 
 def row(random, names: list[str]) -> dict:

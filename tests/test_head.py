@@ -37,7 +37,7 @@ def test_only_the_forgotten_rows_of_the_head_move(case):
         pytest.skip("no layer with one output a label")
     before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
     logits = classifier.predict(proxies)
-    fit_unseen_rows(classifier, layers[head], forget, proxies, [1, 2])
+    fit_unseen_rows(classifier, layers[head], forget, proxies, [1, 2], [1, 2])
     kept = [k for k in range(classifier.num_labels) if k not in (1, 2)]
     assert torch.equal(classifier.predict(proxies)[:, kept], logits[:, kept]), "retained logits, to the bit"
     for name, value in classifier.model.state_dict().items():
@@ -51,7 +51,7 @@ def test_the_forgotten_classes_become_as_unlikely_on_forget_images_as_on_proxies
     classifier, layers, head, forget, proxies = setting(case)
     if head is None:
         pytest.skip("no layer with one output a label")
-    level = fit_unseen_rows(classifier, layers[head], forget, proxies, [1])
+    level = fit_unseen_rows(classifier, layers[head], forget, proxies, [1], [1])
     logits = classifier.predict(torch.cat([forget, proxies])).double()
     kept = [k for k in range(classifier.num_labels) if k != 1]
     error = logits[:, 1] - logits[:, kept].logsumexp(1) - torch.logit(torch.tensor(level, dtype=torch.float64))
@@ -69,7 +69,7 @@ def test_the_row_is_the_ridge_regressions():
         logits = torch.cat([classifier.predict(forget), classifier.predict(proxies)]).double()
     x, bias = torch.cat(inputs).double(), layer.module.bias
     offset = 0.0 if bias is None else float(bias.detach()[1])
-    level = fit_unseen_rows(classifier, layer, forget, proxies, [1])
+    level = fit_unseen_rows(classifier, layer, forget, proxies, [1], [1])
     y = logits[:, [0, 2, 3]].logsumexp(1) + torch.logit(torch.tensor(level, dtype=torch.float64)) - offset
     share = torch.cat([torch.full((12,), 0.5 / 12), torch.full((20,), 0.5 / 20)]).double()
     w = layer.weight[1].detach().double().requires_grad_()
@@ -96,6 +96,6 @@ def test_a_second_head_that_shares_the_logits_is_allowed_for():
     classifier.model.layers = network
     forget, proxies = torch.rand(30, 1, 2, 2), torch.rand(50, 1, 2, 2)
     layers = constrained_layers(classifier.model, lambda: classifier(forget))
-    level = fit_unseen_rows(classifier, layers[head_name(layers, 5)], forget, proxies, [3])
+    level = fit_unseen_rows(classifier, layers[head_name(layers, 5)], forget, proxies, [3], [3])
     p = classifier.predict(torch.cat([forget, proxies])).softmax(1)[:, 3].log()
     assert abs(float(p.mean()) - torch.tensor(level).log()) < 0.5

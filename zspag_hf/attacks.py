@@ -57,6 +57,10 @@ class Attack:
     def loss(self, logits: Tensor, target: Tensor, x: Tensor, clean: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, reduction="none")
 
+    def arrived(self, answer: Tensor, target: Tensor) -> Tensor:
+        """Which images have crossed, ``(N,)`` bool."""
+        return answer == target
+
     def step(self, x: Tensor, grad: Tensor, logits: Tensor, target: Tensor, clean: Tensor, state: dict) -> Tensor:
         raise NotImplementedError
 
@@ -91,7 +95,7 @@ class Attack:
                 logits = classifier(xa)
                 answer = logits.argmax(1)
             predicted[active], taken[active] = answer, step
-            going = (answer != ta) if self.leave_early else torch.ones_like(answer, dtype=torch.bool)
+            going = ~self.arrived(answer, ta) if self.leave_early else torch.ones_like(answer, dtype=torch.bool)
             if step == self.steps or not going.any():
                 break
             with torch.enable_grad():
@@ -101,7 +105,7 @@ class Attack:
             state["rows"], state["step"] = active, step
             moved = self.step(xa.detach()[rows], grad[rows], logits.detach()[rows], ta[rows], ca[rows], state)
             x[active] = self.project(moved, ca[rows])
-        return AttackResult(x.cpu(), predicted.cpu(), (predicted == target).cpu(), taken.cpu())
+        return AttackResult(x.cpu(), predicted.cpu(), self.arrived(predicted, target).cpu(), taken.cpu())
 
     def gradient(self, logits: Tensor, target: Tensor, x: Tensor, clean: Tensor) -> Tensor:
         return torch.autograd.grad(self.loss(logits, target, x, clean).sum(), x)[0]

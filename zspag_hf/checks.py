@@ -1,15 +1,72 @@
-"""Refusals that need no data: the model's storage, the backend, the launch, the output folder."""
+"""Refusals that need no data: options of transformers' own, the model, the backend, the launch, the folders."""
 
 from __future__ import annotations
 
+import math
+import operator
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
 
+from .classifier import PixelClassifier
 from .errors import UnlearningError
+from .hub_errors import first_line
 from .labels import model_labels
+from .layers import Layer
 from .report import REPORT_NAME, UnlearningReport
+
+BOUNDS = {
+    "above": ("above", operator.gt),
+    "least": ("at least", operator.ge),
+    "below": ("below", operator.lt),
+    "most": ("at most", operator.le),
+}
+
+
+def check_choice(name: str, value, choices) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        UnlearningError: it lists them.
+    """
+    if value not in tuple(choices):
+        raise UnlearningError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
+
+
+def check_range(name: str, value, *, whole: bool = False, **bounds: float) -> None:
+    """Refuse a value that is no finite number, or whole number, within bounds: above, least, below, most.
+
+    Raises:
+        UnlearningError: it tells the bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UnlearningError(f"{name}={value!r} is not a number (in YAML write 1.0e-3, not 1e-3).")
+    fits = isinstance(value, int) if whole else math.isfinite(value)
+    if not fits or not all(BOUNDS[key][1](value, bound) for key, bound in bounds.items()):
+        kind = "" if fits else "a whole number " if whole else "a finite number "
+        span = " and ".join(f"{BOUNDS[key][0]} {bound}" for key, bound in bounds.items())
+        raise UnlearningError(f"{name}={value!r} must be {kind}{span}.")
+
+
+@contextmanager
+def transformers_errors() -> Iterator[None]:
+    """Turn what transformers finds wrong with its own options into one error.
+
+    Raises:
+        UnlearningError: with the first sentence of transformers' message.
+    """
+    try:
+        yield
+    except UnlearningError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise UnlearningError(f"transformers refuses an option: {first_line(error)} Mend that option.") from error
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -24,6 +81,48 @@ def check_trainable(model: nn.Module) -> None:
                 f"parameter {name!r} is stored as {parameter.dtype}: load the model with dtype=torch.float32 (bf16=True"
                 " in the config still computes in half precision)."
             )
+
+
+def check_outputs(classifier: PixelClassifier, pixels: Tensor, model: str, images: str) -> Tensor:
+    """Logits ``(N, C)`` of a first look at some images.
+
+    Args:
+        model, images: what they are called in a message.
+
+    Raises:
+        UnlearningError: the model cannot take the images as they are, or its outputs are not finite logits of its
+            labels.
+    """
+    count = classifier.num_labels
+    try:
+        logits = classifier.predict(pixels)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise UnlearningError(
+            f"the {model} cannot read {images} of {tuple(pixels.shape[1:])} values: {first_line(error)} Give an image"
+            " classifier, and as processing_class the image processor that belongs to it."
+        ) from error
+    if logits.shape[1:] != (count,) or not torch.isfinite(logits).all():
+        broken = [name for name, p in classifier.model.named_parameters() if not torch.isfinite(p).all()]
+        cause = f"its parameter {broken[0]!r} is not finite" if broken else f"they are of shape {tuple(logits.shape)}"
+        raise UnlearningError(
+            f"the {model}'s outputs on {images} are not {count} finite numbers ({cause}): give finite weights, no mask"
+            " on the logits (the masked model has a row of its own), and the processing_class that belongs to it."
+        )
+    return logits
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, Layer]) -> None:
+    """Refuse an optimizer that would step on other weights.
+
+    Raises:
+        UnlearningError: it holds no weight of the model.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(layer.weight) in held for layer in layers.values()):
+        raise UnlearningError(
+            f"the given {type(optimizer).__name__} holds none of the model's weights: make it from model.parameters()"
+            " of the model that is passed, or leave optimizers unset."
+        )
 
 
 def check_same_labels(config, names: list[str]) -> None:
@@ -77,6 +176,40 @@ def check_device(device: torch.device) -> None:
         raise UnlearningError("the device 'mps' has no float64, which the subspaces need: pass use_cpu=True.")
 
 
+def check_writable(folder: str) -> None:
+    """Make a folder, and refuse one that nothing can be written to.
+
+    Raises:
+        UnlearningError: a file, below one, without permission, or no path at all.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, TypeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UnlearningError(f"output_dir {folder!r} cannot be written to ({why}): give another folder.") from error
+
+
+def check_checkpoint(given: str | bool | None, output_dir: str) -> None:
+    """Refuse a checkpoint that is not there, which Trainer would look for after the proxies were made.
+
+    Args:
+        given: a folder, or True for the last one in ``output_dir``.
+
+    Raises:
+        UnlearningError: no such checkpoint.
+    """
+    if not given:
+        return
+    folder = get_last_checkpoint(output_dir) if given is True else given
+    if folder is None or not os.path.isfile(os.path.join(folder, TRAINER_STATE_NAME)):
+        raise UnlearningError(
+            f"resume_from_checkpoint={given!r}: there is no checkpoint in {folder or output_dir!r}. Give a folder that"
+            " save_strategy='epoch' wrote, or leave it out."
+        )
+
+
 def check_output_dir(folder: str, request: dict) -> None:
     """Refuse a folder that holds anything but an earlier result of the same request.
 
@@ -86,15 +219,12 @@ def check_output_dir(folder: str, request: dict) -> None:
     Raises:
         UnlearningError: another model, or the result of another request.
     """
-    if not os.path.isdir(folder):
-        if os.path.exists(folder):
-            raise UnlearningError(f"output_dir {folder!r} is a file: give a folder.")
-        return
+    check_writable(folder)
     names = set(os.listdir(folder))
     if REPORT_NAME in names:
         try:
             earlier = UnlearningReport.load(folder)
-        except (TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise UnlearningError(
                 f"output_dir {folder!r} holds an {REPORT_NAME} that this version cannot read ({error}): give a new"
                 " folder."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from transformers import TrainingArguments
 
 from .attacks import ATTACKS
+from .checks import check_choice, check_range, transformers_errors
 from .errors import UnlearningError
 from .influence import SOLVERS
+from .loading import HubOptions
 from .methods import METHODS
 from .proxies import POLICIES
 from .pseudo_labels import PRIORS, SIGNS, TILTS
@@ -40,6 +42,31 @@ ADAPTIVE = {
     "num_train_epochs": 1,
 }
 
+POSITIVE, COUNT, WEIGHT = {"above": 0}, {"least": 1, "whole": True}, {"least": 0}
+RANGES = {
+    "holdout_share": {"above": 0, "below": 1},
+    "energy_threshold": {"above": 0, "most": 1},
+    "attack_eps": POSITIVE,
+    "attack_steps": COUNT,
+    "proxies_per_class": COUNT,
+    "max_proxies": COUNT,
+    "proxy_budget": POSITIVE,
+    "proxy_weight": WEIGHT,
+    "feature_weight": WEIGHT,
+    "tilt_temperature": POSITIVE,
+    "influence_damping": POSITIVE,
+    "forget_views": {"least": 0, "most": 1000, "whole": True},
+    "learning_rate": POSITIVE,
+    "num_train_epochs": POSITIVE,
+    "max_steps": COUNT,
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "dataloader_num_workers": {"least": 0, "whole": True},
+    "weight_decay": WEIGHT,
+    "seed": {"least": 0, "most": 2**32 - 1, "whole": True},
+}
+
 
 @dataclass
 class UnlearningConfig(TrainingArguments):
@@ -57,7 +84,10 @@ class UnlearningConfig(TrainingArguments):
     forget_classes: list[str] | None = field(
         default=None, metadata={"help": "Classes to forget: label names as in the model's config, or their ids."}
     )
-    method: str = field(default="zspag", metadata={"help": "zspag, or random_labels (the paper's FT-zs baseline)."})
+    method: str = field(
+        default="zspag",
+        metadata={"help": "zspag; random_labels; amun, for images whose classes stay."},
+    )
     variant: str = field(
         default="adaptive", metadata={"help": "adaptive (the default), or paper: the literal form of arXiv 2507.21738."}
     )
@@ -141,8 +171,11 @@ class UnlearningConfig(TrainingArguments):
         default=False,
         metadata={"help": "Also load pytorch_model.bin, a pickle. torch unpickles tensors alone."},
     )
+    hub_create_pr: bool = field(
+        default=False, metadata={"help": "Push as a pull request in place of a commit to the branch."}
+    )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id, or folder with parquet files or images, of the data."}
+        default=None, metadata={"help": "Hub id of the data, or a folder of parquet files or images."}
     )
 
     # TrainingArguments with other defaults
@@ -164,11 +197,12 @@ class UnlearningConfig(TrainingArguments):
         self._given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         check_choice("variant", self.variant, VARIANTS)
         check_choice("method", self.method, METHODS)
-        if isinstance(self.forget_classes, (str, int)):
+        if isinstance(self.forget_classes, (str, int, float)):
             self.forget_classes = [self.forget_classes]
         if self.adaptive and self.num_train_epochs is not None:
             raise UnlearningError(
-                "an adaptive run ends by itself: give max_steps, or adaptive=False with num_train_epochs."
+                f"an adaptive run ends by itself, not after num_train_epochs={self.num_train_epochs!r}: give max_steps,"
+                " or adaptive=False with num_train_epochs."
             )
         preset = dict(PAPER if self.variant == "paper" else ADAPTIVE)
         fixed_constraint = self.constraint in ("hard", "none")
@@ -179,15 +213,26 @@ class UnlearningConfig(TrainingArguments):
         for name, value in preset.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.adaptive and self.max_steps < 0:
+        if self.adaptive and self.max_steps == -1:  # transformers' own word for no limit
             self.max_steps = 1000
         if self.energy_threshold is None and not self.adaptive:
             self.energy_threshold = 0.99 if self.constraint == "hard" else 0.999
         self.check_options()
         chosen_later, self.learning_rate = self.learning_rate is None, self.learning_rate or 0.0
-        super().__post_init__()
+        with transformers_errors():
+            super().__post_init__()
         if chosen_later:
             self.learning_rate = None
+
+    @property
+    def hub(self) -> HubOptions:
+        """How the model is read from the Hub."""
+        return replace(self.other_hub, revision=self.model_revision)
+
+    @property
+    def other_hub(self) -> HubOptions:
+        """How models to compare with are read: ``model_revision`` is the model's alone."""
+        return HubOptions(None, self.hub_token, self.cache_dir, self.trust_remote_code, self.allow_pickled_weights)
 
     def but(self, **changes) -> UnlearningConfig:
         """The options as they were given, with some changed: no choice of an earlier run is carried over."""
@@ -205,19 +250,7 @@ class UnlearningConfig(TrainingArguments):
         check_choice("tilt", self.tilt, TILTS)
         check_choice("influence_sign", self.influence_sign, SIGNS)
         check_choice("influence_solver", self.influence_solver, SOLVERS)
-        check_range("holdout_share", self.holdout_share, 0, 1, open_ends=True)
-        check_range("energy_threshold", self.energy_threshold, 0, 1)
-        check_range("attack_eps", self.attack_eps, 0, open_ends=True)
-        check_range("attack_steps", self.attack_steps, 1)
-        check_range("learning_rate", self.learning_rate, 0, open_ends=True)
-        check_range("proxies_per_class", self.proxies_per_class, 1)
-        check_range("max_proxies", self.max_proxies, 1)
-        check_range("proxy_budget", self.proxy_budget, 0, open_ends=True)
-        check_range("proxy_weight", self.proxy_weight, 0)
-        check_range("feature_weight", self.feature_weight, 0)
-        check_range("tilt_temperature", self.tilt_temperature, 0, open_ends=True)
-        check_range("influence_damping", self.influence_damping, 0, open_ends=True)
-        check_range("forget_views", self.forget_views, 0)
+        self.check_numbers()
         if self.adaptive and self.constraint != "soft":
             raise UnlearningError(
                 f"adaptive=True works on the soft constraint, not on {self.constraint!r}: leave adaptive unset."
@@ -236,6 +269,14 @@ class UnlearningConfig(TrainingArguments):
                 "remove_unused_columns=True would drop the images before they are read: leave it False."
             )
 
+    def check_numbers(self) -> None:
+        """Refuse numbers out of range, also those of transformers that would fail, or do nothing, much later."""
+        may_be_unset = {f.name for f in fields(self) if f.default is None}
+        for name, bounds in RANGES.items():
+            value = getattr(self, name)
+            if not (value is None and name in may_be_unset) and not (name == "max_steps" and value == -1):
+                check_range(name, value, **bounds)
+
     def check_adaptive(self) -> None:
         """Refuse what an adaptive run cannot judge by or roll back."""
         if not self.adaptive:
@@ -251,44 +292,38 @@ class UnlearningConfig(TrainingArguments):
                 )
         if self.bf16 or self.fp16:
             raise UnlearningError(
-                "bf16 and fp16 round the readings that an adaptive run decides by: switch them off, or give"
-                " adaptive=False with a learning_rate."
+                f"{'bf16' if self.bf16 else 'fp16'}=True rounds the readings that an adaptive run decides by: leave it"
+                " off, or give adaptive=False with a learning_rate."
             )
         if self.load_best_model_at_end:
-            raise UnlearningError("load_best_model_at_end would choose by test data: leave it off in an adaptive run.")
+            raise UnlearningError(
+                "load_best_model_at_end=True would choose by test data: leave it off in an adaptive run."
+            )
 
     def check_exact(self) -> None:
-        """Refuse what would bypass the constraint or make it inexact, and pushes that would leak."""
+        """Refuse what would bypass the constraint or make it inexact, leave images out, and pushes that would leak."""
         for name in ("tf32", "torch_compile", "fp16_full_eval", "bf16_full_eval"):
             if getattr(self, name):
                 raise UnlearningError(f"{name}=True makes the constraint or the evaluation inexact: leave it off.")
+        for name in ("fsdp", "deepspeed"):
+            if getattr(self, name):
+                raise UnlearningError(
+                    f"{name}={getattr(self, name)!r} shards the weights that the constraint must see whole: leave it"
+                    " out."
+                )
+        if self.dataloader_drop_last:
+            raise UnlearningError("dataloader_drop_last=True would leave out images to forget: leave it off.")
         if any(part in str(self.optim) for part in ("lomo", "layerwise")):
             raise UnlearningError(
                 f"optim={str(self.optim)!r} updates weights during the backward pass, past the constraint: use sgd or"
                 " adamw_torch."
             )
+        if self.hub_create_pr and self.hub_revision is not None:
+            raise UnlearningError(
+                "hub_create_pr=True opens a pull request on the main branch: leave"
+                f" hub_revision={self.hub_revision!r} out."
+            )
         if self.push_to_hub and str(self.hub_strategy) not in ("end", "HubStrategy.END"):
             raise UnlearningError(
                 f"hub_strategy={str(self.hub_strategy)!r} would upload checkpoints that still remember: use 'end'."
             )
-
-
-def check_choice(name: str, value, choices) -> None:
-    if value not in choices:
-        raise UnlearningError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
-
-
-def check_range(name: str, value, low, high=None, open_ends: bool = False) -> None:
-    if value is None:
-        return
-    if not isinstance(value, (int, float)):
-        raise UnlearningError(f"{name}={value!r} is not a number (in YAML write 1.0e-3, not 1e-3).")
-    inside = (low < value if open_ends else low <= value) and (
-        high is None or (value < high if open_ends else value <= high)
-    )
-    if not inside:
-        least = f"above {low}" if open_ends else f"at least {low}"
-        span = least if high is None else f"between {low} and {high}"
-        raise UnlearningError(
-            f"{name}={value!r} must be {span}{'' if open_ends or high is None else ', ends included'}."
-        )

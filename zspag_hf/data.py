@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .classifier import to_pixels
 from .errors import UnlearningError
-from .labels import class_names, label_ids, reconcile_labels
+from .hub_errors import first_line
+from .labels import check_dataset, class_names, label_ids, reconcile_labels
 
 UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
 
@@ -49,23 +50,33 @@ def check_column(dataset: Dataset, image_column: str) -> None:
         )
 
 
-def decode(dataset: Dataset, image_column: str, index: int) -> Image.Image:
-    """One image of a data set.
+def decode(dataset: Dataset, image_column: str, index: int, kind: str) -> Image.Image:
+    """One image of a data set, as "RGB" or "L".
 
     Raises:
-        UnlearningError: no such column, or the image cannot be decoded.
+        UnlearningError: no such column, or the image cannot be decoded or has more than 8 bits a channel.
     """
     check_column(dataset, image_column)
     try:
         image = dataset[index][image_column]
         if not isinstance(image, Image.Image):
-            raise TypeError(f"holds {type(image).__name__}, not an image")
-        image.load()
-        return image
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
+            raise TypeError(f"it is stored as {type(image).__name__}, not as an image")
+        if image.mode.startswith(("I", "F")):  # PIL would cut off all above 255
+            raise ValueError(
+                f"its mode {image.mode!r} has more than 8 bits a channel, to be scaled to 'L' or 'RGB' first"
+            )
+        return image.convert(kind)
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         raise UnlearningError(
-            f"image {index} of column {image_column!r} cannot be read ({error}): remove or replace it."
+            f"image {index} of column {image_column!r} cannot be read ({why(error)}): remove or replace it."
         ) from error
+
+
+def why(error: Exception) -> str:
+    """What PIL found wrong, without the path or address that it names."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of no known image format"
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def random_views(image: Image.Image, count: int, rng: random.Random) -> list[Image.Image]:
@@ -98,6 +109,7 @@ def read_forget_set(
     """Check and load the images to forget.
 
     Args:
+        forget_ids: the classes that the images may have; empty for any.
         mapping: data set label id -> model label id, from :func:`reconcile_labels`.
         views: random crops to take of each image in place of the image itself; 0 takes each image once as it is.
 
@@ -105,10 +117,10 @@ def read_forget_set(
         UnlearningError: empty set, a retained label among them, or an image that cannot be decoded.
     """
     if not len(dataset):
-        raise UnlearningError("the forget set is empty: give at least one image to forget.")
+        raise UnlearningError("the forget set is empty: give at least one image in forget_dataset.")
     labels = label_ids(dataset, label_column, mapping, num_labels)
     retained = ~torch.isin(labels, torch.tensor(list(forget_ids)))
-    if retained.any():
+    if forget_ids and retained.any():
         first = int(retained.nonzero()[0])
         raise UnlearningError(
             f"the forget set holds {int(retained.sum())} images of retained classes, first image {first} of class"
@@ -117,8 +129,13 @@ def read_forget_set(
     rng = random.Random(seed)
     parts, unseen, whole = [], [], []
     for index in tqdm(range(len(dataset)), desc="Forget set", disable=disable_progress):
-        image = decode(dataset, image_column, index).convert(mode(processor))
-        whole.append(to_pixels([image], processor))
+        image = decode(dataset, image_column, index, mode(processor))
+        whole.append(batch_pixels([image], processor, image_column))
+        if whole[-1].shape != whole[0].shape:
+            raise UnlearningError(
+                f"image {index} of column {image_column!r} becomes {size_of(whole[-1])} pixels and image 0"
+                f" {size_of(whole[0])}: give a processing_class that brings all to one size (do_resize=True)."
+            )
         parts.append(to_pixels(random_views(image, views, rng), processor) if views else whole[-1])
         if views and len(unseen) * views < UNSEEN_VIEWS:
             unseen.append(to_pixels(random_views(image, views, rng), processor))
@@ -128,6 +145,26 @@ def read_forget_set(
     if not views:
         return ForgetSet(pixels, labels, images, labels)
     return ForgetSet(pixels, repeated, images, labels, torch.cat(unseen), repeated[: len(unseen) * views])
+
+
+def batch_pixels(images: Sequence[Image.Image], processor, image_column: str) -> Tensor:
+    """:func:`zspag_hf.classifier.to_pixels` with a clear error.
+
+    Raises:
+        UnlearningError: the processor cannot make one batch of the images.
+    """
+    try:
+        return to_pixels(images, processor)
+    except (TypeError, ValueError) as error:
+        sizes = ", ".join(sorted({f"{image.width} x {image.height}" for image in images})[:5])
+        raise UnlearningError(
+            f"images of column {image_column!r}, of {sizes} pixels, make no batch: {first_line(error)} Give a"
+            " processing_class that brings all to one size (do_resize=True)."
+        ) from error
+
+
+def size_of(pixels: Tensor) -> str:
+    return f"{pixels.shape[-1]} x {pixels.shape[-2]}"
 
 
 def mode(processor) -> str:
@@ -212,10 +249,9 @@ def labelled_dataset(
     Raises:
         UnlearningError: not one data set, empty, no such column, or a label outside the model's.
     """
-    if not isinstance(dataset, Dataset):
-        raise UnlearningError(f"eval data must be one datasets.Dataset, not {type(dataset).__name__}.")
+    check_dataset(dataset, "the data to evaluate on")
     if not len(dataset):
-        raise UnlearningError("the eval data set is empty: give labelled images.")
+        raise UnlearningError("the data to evaluate on is empty: give labelled images.")
     check_column(dataset, image_column)
     ids = reconcile_labels(class_names(dataset, label_column), names, offset=offset, mapping=mapping)
     return EvalDataset(dataset, processor, label_ids(dataset, label_column, ids, len(names)), image_column)
@@ -231,8 +267,8 @@ class EvalDataset(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
-        images = [decode(self.dataset, self.image_column, i).convert(mode(self.processor)) for i in indices]
-        pixels = to_pixels(images, self.processor)
+        images = [decode(self.dataset, self.image_column, i, mode(self.processor)) for i in indices]
+        pixels = batch_pixels(images, self.processor, self.image_column)
         return [{"pixels": p, "labels": self.labels[i]} for p, i in zip(pixels, indices, strict=True)]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:

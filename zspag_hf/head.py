@@ -54,7 +54,12 @@ def unseen_level(logits: Tensor, forget_ids: Sequence[int]) -> float:
 
 @torch.no_grad()
 def fit_unseen_rows(
-    classifier: PixelClassifier, layer: Layer, forget: Tensor, proxies: Tensor, forget_ids: Sequence[int]
+    classifier: PixelClassifier,
+    layer: Layer,
+    forget: Tensor,
+    proxies: Tensor,
+    class_ids: Sequence[int],
+    forget_ids: Sequence[int],
 ) -> float:
     """Write the forgotten classes' rows of the head; every other weight, and the biases, stay.
 
@@ -65,18 +70,20 @@ def fit_unseen_rows(
     Args:
         layer: the head.
         forget, proxies: pixels ``(N, channels, H, W)``.
+        class_ids: the classes whose rows are written, those that the forget images belong to.
+        forget_ids: every forgotten class, those of earlier requests too.
 
     Returns:
         The level, from :func:`unseen_level` on the proxies.
     """
-    ids, rows = list(forget_ids), layer.matrix(layer.weight).flatten(0, 1)
+    ids, rows = list(class_ids), layer.matrix(layer.weight).flatten(0, 1)
     pixels = (forget, proxies)
     rows[ids] = 0  # what reaches the forgotten logits beside the rows: the bias, or a second head
     with head_inputs(layer) as inputs:
         rest = torch.cat([classifier.predict(part) for part in pixels]).double()
     x = torch.cat(inputs).double().cpu()
-    level = unseen_level(rest[len(forget) :], ids)
-    target = rest[:, retained_mask(rest.shape[1], ids)].logsumexp(1) + torch.logit(torch.tensor(level)).double()
+    level = unseen_level(rest[len(forget) :], forget_ids)
+    target = rest[:, retained_mask(rest.shape[1], forget_ids)].logsumexp(1) + torch.logit(torch.tensor(level)).double()
     rows[ids] = direction = (x.mean(0) / x.mean(0).square().sum()).to(rows)
     probe = torch.cat([classifier.predict(part) for part in pixels]).double()[:, ids] - rest[:, ids]
     share = torch.cat([torch.full((len(part),), 0.5 / len(part)) for part in pixels]).double()

@@ -6,18 +6,46 @@ import difflib
 from collections.abc import Sequence
 
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Value
 from torch import Tensor
 
 from .errors import UnlearningError
 
 
 def model_labels(config) -> list[str]:
-    """The model's label names in the order of their ids."""
-    try:
-        return [config.id2label[i] for i in range(config.num_labels)]
-    except KeyError as error:
-        raise UnlearningError(f"the model's id2label lacks the id {error}: ids must run from 0.") from error
+    """The model's label names in the order of their ids.
+
+    Raises:
+        UnlearningError: an id without a name.
+    """
+    for i in range(config.num_labels):
+        if not isinstance(config.id2label.get(i), str):
+            raise UnlearningError(
+                f"the model's id2label has no name for the id {i}: set config.id2label to one for every id from 0 to"
+                f" {config.num_labels - 1}."
+            )
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def check_dataset(dataset, name: str) -> None:
+    """Refuse anything but one data set that is read as it was stored.
+
+    Args:
+        name: of the argument, for the message.
+
+    Raises:
+        UnlearningError: another type, or a format or transform that changes what is read.
+    """
+    if not isinstance(dataset, Dataset):
+        raise UnlearningError(
+            f"{name} must be one datasets.Dataset, not {type(dataset).__name__}: pass one split, loaded without"
+            " streaming."
+        )
+    if dataset.format["type"] is not None:
+        raise UnlearningError(
+            f"{name} is read in the format {dataset.format['type']!r}, which hides images or labels: pass it"
+            " with_format(None)."
+        )
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -34,21 +62,31 @@ def resolve_classes(requested: Sequence[str | int], names: Sequence[str]) -> lis
     Raises:
         UnlearningError: unknown or ambiguous label, none requested, or every class requested.
     """
+    if isinstance(requested, (str, int, float)):
+        requested = [requested]
     if not requested:
-        raise UnlearningError("no class to forget was given: pass forget_classes, for example forget_classes=['cat'].")
-    ids = set()
-    for label in requested:
-        key = str(label).strip().casefold()
-        found = [i for i, name in enumerate(names) if name.casefold() == key]
-        found = found or [i for i, name in enumerate(names) if key in [p.strip() for p in name.casefold().split(",")]]
-        if not found and key.isdigit() and int(key) < len(names):
-            found = [int(key)]
-        if len(found) != 1:
-            raise UnlearningError(unknown_label(str(label), names, found))
-        ids.add(found[0])
+        raise UnlearningError(
+            "no class to forget was given: pass forget_classes, for example forget_classes=['cat'],"
+            " or method='amun' for images whose classes stay."
+        )
+    ids = sorted({resolve_class(label, names) for label in requested})
     if len(ids) == len(names):
-        raise UnlearningError(f"all {len(names)} classes are to be forgotten: at least one must stay.")
-    return sorted(ids)
+        raise UnlearningError(
+            f"all {len(names)} classes are to be forgotten: at least two must stay, so take some out of forget_classes."
+        )
+    return ids
+
+
+def resolve_class(label: str | int, names: Sequence[str]) -> int:
+    """One class name or id -> id of the model, as in :func:`resolve_classes`."""
+    key = str(label).strip().casefold()
+    found = [i for i, name in enumerate(names) if name.casefold() == key]
+    found = found or [i for i, name in enumerate(names) if key in [p.strip() for p in name.casefold().split(",")]]
+    if not found and key.isdigit() and int(key) < len(names):
+        found = [int(key)]
+    if len(found) != 1:
+        raise UnlearningError(unknown_label(str(label), names, found))
+    return found[0]
 
 
 def unknown_label(label: str, names: Sequence[str], found: list[int]) -> str:
@@ -90,8 +128,7 @@ def reconcile_labels(
     Raises:
         UnlearningError: labels that do not fit; the message shows both lists.
     """
-    if offset is not None and mapping is not None:
-        raise UnlearningError("both label_offset and a label mapping were given: give one.")
+    check_reconciling(offset, mapping)
     count = len(names) if dataset_names is None else len(dataset_names)
     if offset is not None:
         ids = [i + offset for i in range(count)]
@@ -99,16 +136,25 @@ def reconcile_labels(
         if dataset_names is not None and len(kept) < count:
             raise UnlearningError(
                 f"label_offset {offset} sends {count - len(kept)} of {count} data set labels outside the model's"
-                f" {len(names)} classes."
+                f" {len(names)} classes: give the model's id of the data set's first label, or leave label_offset"
+                " unset."
             )
         return ids
+    if dataset_names is None and mapping is not None:
+        raise UnlearningError(
+            f"a label mapping was given, starting with {next(iter(mapping), None)!r}, and the data set's labels are"
+            " numbers without names: cast them with dataset.class_encode_column, or give label_offset."
+        )
     if dataset_names is None:
         return list(range(count))
     if mapping is not None:
         missing = [name for name in dataset_names if name not in mapping]
         if missing:
-            raise UnlearningError(f"the label mapping lacks the data set's label {missing[0]!r}.")
-        return [resolve_classes([mapping[name]], [*names, "\0"])[0] for name in dataset_names]
+            raise UnlearningError(
+                f"the label mapping lacks the data set's label {missing[0]!r}: give each of its {count} labels one of"
+                " the model's."
+            )
+        return [resolve_class(mapping[name], names) for name in dataset_names]
     if all(name == f"LABEL_{i}" for i, name in enumerate(names)) and count == len(names):
         return list(range(count))
     if [name.strip().casefold() for name in dataset_names] == [name.strip().casefold() for name in names]:
@@ -127,6 +173,20 @@ def reconcile_labels(
     return ids
 
 
+def check_reconciling(offset, mapping) -> None:
+    """Refuse an offset or a mapping of the wrong type, or both."""
+    if offset is not None and mapping is not None:
+        raise UnlearningError(f"both label_offset {offset} and a label mapping were given: give one.")
+    if offset is not None and not isinstance(offset, int):
+        raise UnlearningError(
+            f"label_offset={offset!r} is no whole number: give one, for example 1 for a background class in front."
+        )
+    if mapping is not None and not isinstance(mapping, dict):
+        raise UnlearningError(
+            f"the label mapping is of type {type(mapping).__name__}: give a dict, data set label -> model label."
+        )
+
+
 def class_names(dataset: Dataset, label_column: str) -> list[str] | None:
     """The ``ClassLabel`` names of a column, or None for plain integers.
 
@@ -141,10 +201,11 @@ def class_names(dataset: Dataset, label_column: str) -> list[str] | None:
     feature = dataset.features[label_column]
     if isinstance(feature, ClassLabel):
         return feature.names
-    if not str(feature.dtype).startswith(("int", "uint")):
+    held = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+    if not held.startswith(("int", "uint")):
         raise UnlearningError(
-            f"the label column {label_column!r} holds {feature.dtype}: cast it with"
-            f" dataset.class_encode_column({label_column!r})."
+            f"the label column {label_column!r} holds {held}: cast it with"
+            f" dataset.class_encode_column({label_column!r}), or give another label_column_name."
         )
     return None
 
@@ -153,16 +214,27 @@ def label_ids(dataset: Dataset, label_column: str, mapping: Sequence[int], num_l
     """A label column as the model's ids, ``(N,)``.
 
     Raises:
-        UnlearningError: a label outside the mapping or the model's classes.
+        UnlearningError: an image without a label, or a label outside the mapping or the model's classes.
     """
-    raw = torch.tensor(dataset[label_column][:], dtype=torch.long)
+    held = dataset[label_column][:]
+    if None in held:
+        raise UnlearningError(
+            f"image {held.index(None)} has no label in the column {label_column!r}: remove the image, or label it."
+        )
+    raw = torch.tensor(held, dtype=torch.long)
     if len(raw) and (raw.min() < 0 or raw.max() >= len(mapping)):
         bad = int(raw[(raw < 0) | (raw >= len(mapping))][0])
-        raise UnlearningError(f"the data set holds the label id {bad}; the model has {num_labels} classes from 0.")
+        raise UnlearningError(
+            f"the data set holds the label id {bad}, and the model has {num_labels} classes from 0: remove its images,"
+            " or give label_offset."
+        )
     ids = torch.tensor(mapping)[raw] if len(raw) else raw
     if len(ids) and (ids.min() < 0 or ids.max() >= num_labels):
-        bad = int(ids[(ids < 0) | (ids >= num_labels)][0])
-        raise UnlearningError(f"a data set label maps to {bad}, outside the model's {num_labels} classes.")
+        bad = int(raw[(ids < 0) | (ids >= num_labels)][0])
+        raise UnlearningError(
+            f"the data set's label id {bad} becomes {mapping[bad]}, outside the model's {num_labels} classes: give"
+            " another label_offset."
+        )
     return ids
 
 

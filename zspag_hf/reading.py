@@ -47,8 +47,10 @@ def percent(value: float | None) -> str:
 def accuracy(report) -> list[str]:
     """Both accuracies before and after, and what a model gets that forgot nothing."""
     rows = evaluated(report)
-    if not {"original", "masked", "unlearned"} <= set(rows):
+    if not {"original", "unlearned"} <= set(rows):
         return []
+    if "masked" not in rows:
+        return of_images(rows)
     masked, after = rows["masked"], rows["unlearned"]
     known = after["acc_ut"] is not None
     sentences = []
@@ -58,6 +60,12 @@ def accuracy(report) -> list[str]:
     line = f"{percent(masked['acc_ut'])} and {percent(masked['acc_rt'])}" if known else percent(masked["acc_rt"])
     sentences.append(f"The masked model is the original with the forgotten outputs switched off; it gets {line}.")
     return [*sentences, masked_sentence(report)]
+
+
+def of_images(rows: dict[str, dict]) -> list[str]:
+    """Accuracies where images are forgotten and their classes stay."""
+    lines = {"ua": "Share of the forget images that is answered wrongly", "ta": "Test accuracy"}
+    return [f"{text}: {percent(rows['unlearned'][score])}, {was(score, rows)}." for score, text in lines.items()]
 
 
 def was(score: str, rows: dict[str, dict]) -> str:
@@ -137,7 +145,7 @@ def verdicts(report) -> list[str]:
     sentences = [f"Of {counts.total()} scores that have a verdict on the unlearned model: {line}."]
     passed = [score for score, verdict in mine.items() if verdict == "as retrained"]
     earned = [score for score in passed if masked.get(score) != "as retrained"]
-    if passed:
+    if passed and masked:
         names = f": {', '.join(earned)}" if earned else ""
         sentences.append(
             f"Of the {counts['as retrained']} as retrained, the masked model is as retrained too on"

@@ -154,7 +154,8 @@ def notes(report) -> list[str]:
     """What the marks mean, what the masked model passes for free, what is missing and why."""
     missing = [f"Not computed, {reason}: {', '.join(scores)}." for reason, scores in missing_scores(report).items()]
     missing += [f"{name}: {reason}." for name, reason in report.row_reasons.items()]
-    return [MARKS, masked_sentence(report), *missing_verdicts(report), *caveats(report), *missing]
+    free = [masked_sentence(report)] if "masked" in evaluated(report) else []
+    return [MARKS, *free, *missing_verdicts(report), *caveats(report), *missing]
 
 
 def missing_verdicts(report) -> list[str]:

@@ -5,42 +5,48 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import shutil
-import tempfile
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from .checks import (
     check_backend,
+    check_checkpoint,
+    check_choice,
     check_device,
     check_launch,
+    check_optimizer,
     check_output_dir,
+    check_outputs,
     check_parallel,
     check_trainable,
+    transformers_errors,
 )
 from .classifier import PixelClassifier
 from .config import UnlearningConfig
 from .constraint import attach, freeze_unconstrained
 from .data import EvalDataset, TargetDataset, labelled_dataset, read_forget_set
 from .errors import UnlearningError
-from .evaluation import Table
+from .evaluation import LEVELS, Table
 from .evaluation.trained import compare_trained, make_report, project
-from .labels import class_names, distinct, model_labels, reconcile_labels, resolve_classes
+from .labels import check_dataset, class_names, distinct, model_labels, reconcile_labels
 from .layers import constrained_layers, head_name
-from .loading import resolve_model
+from .loading import inherited_card, resolve_model, source_of
 from .methods import METHODS, Plan
 from .metrics import compute
 from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
-from .report import UnlearningReport, model_name
+from .report import UnlearningReport
+from .requests import LEDGER, draw_nonce, resolve_request
+from .saving import PublishingTrainer
 
 LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
 
 
-class UnlearningTrainer(Trainer):
+class UnlearningTrainer(PublishingTrainer):
     """Make an image classifier forget classes, without the retained data. A ``Trainer`` in every other respect.
 
     Everything that can be wrong with the input is checked here, before any expensive work.
@@ -73,25 +79,30 @@ class UnlearningTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers=(None, None),
     ):
+        if not isinstance(args, UnlearningConfig):
+            raise UnlearningError(f"args must be an UnlearningConfig, not {type(args).__name__}.")
+        check_dataset(forget_dataset, "forget_dataset")
+        if eval_dataset is not None:
+            check_dataset(eval_dataset, "eval_dataset")
         self.method = METHODS[args.method]()
         if self.method.needs_retain and retain_dataset is None:
             raise UnlearningError(f"the method {args.method!r} needs retained data: pass retain_dataset.")
         if args.adaptive and optimizers != (None, None):
-            raise UnlearningError("an adaptive run makes its own optimizer: give adaptive=False with optimizers.")
+            given = " and ".join(type(one).__name__ for one in optimizers or () if one is not None)
+            raise UnlearningError(
+                f"an adaptive run makes its own optimizer and cannot take {given}: give adaptive=False with optimizers."
+            )
         args = copy.copy(args)  # a run's choices are written into its own options, not into the caller's
         check_device(args.device)
-        model, processing_class = resolve_model(model, processing_class)
+        model, processing_class = resolve_model(model, processing_class, args.hub)
         check_trainable(model)
-        self.base_model = model_name(model)
+        self.base_model, self.base_revision = source_of(model)
+        self.inherited = inherited_card(model.config._name_or_path, replace(args.hub, revision=self.base_revision))
         self.label_names_by_id = model_labels(model.config)
-        self.forget_ids = resolve_classes(args.forget_classes, self.label_names_by_id)
-        if len(self.forget_ids) == model.config.num_labels - 1:
-            raise UnlearningError(
-                f"forgetting {args.forget_classes} would leave one class, and a model with one answer: at least two"
-                " classes must stay."
-            )
-        forgotten = [{"id": i, "label": self.label_names_by_id[i]} for i in self.forget_ids]
-        check_output_dir(args.output_dir, {"base_model": self.base_model, "forget_classes": forgotten})
+        self.request = resolve_request(args.forget_classes, self.label_names_by_id, model.config, args.method)
+        self.forget_ids = self.request.forgotten_ids
+        earlier = {"base_model": self.base_model, "forget_classes": self.named(self.forget_ids)}
+        check_output_dir(args.output_dir, earlier)
         self.own_optimizer = optimizers[0] is None
         self.label_mapping, self.retain_dataset = label_mapping, retain_dataset
         self.timings: dict[str, float] = {}
@@ -99,18 +110,20 @@ class UnlearningTrainer(Trainer):
         self.plan: Plan | None = None
         self.report: UnlearningReport | None = None
         self.table: Table | None = None  # behind the last report; stays in this process
-        super().__init__(
-            model=model,
-            args=args,
-            processing_class=processing_class,
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            compute_metrics=self.accuracy_metrics,
-        )
+        with transformers_errors():
+            super().__init__(
+                model=model,
+                args=args,
+                processing_class=processing_class,
+                eval_dataset=eval_dataset,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                compute_metrics=self.accuracy_metrics,
+            )
         check_parallel(args.n_gpu)
         check_backend(self.accelerator)
         check_launch(self.accelerator)
+        self.nonce = draw_nonce()
         self.loss_is_scaled_for_ga = False  # compute_loss returns the mean of its batch
         self.can_return_loss = False
         self.label_names = ["labels"]
@@ -118,6 +131,8 @@ class UnlearningTrainer(Trainer):
         self.forget = self.read_forget(forget_dataset)
         self.eval_dataset = None if eval_dataset is None else self.labelled(eval_dataset)
         self.find_layers()
+        if not self.own_optimizer:
+            check_optimizer(self.optimizer, self.layers)
 
     # ------------------------------------------------------------------ data
 
@@ -127,7 +142,7 @@ class UnlearningTrainer(Trainer):
         return read_forget_set(
             dataset,
             self.processing_class,
-            self.forget_ids,
+            self.request.class_ids,
             self.reconcile(dataset),
             self.classifier.num_labels,
             image_column=args.image_column_name,
@@ -136,6 +151,10 @@ class UnlearningTrainer(Trainer):
             seed=args.seed,
             disable_progress=self.quiet,
         )
+
+    def named(self, ids: list[int]) -> list[dict]:
+        """Classes as the report and the ledger write them."""
+        return [{"id": i, "label": self.label_names_by_id[i]} for i in ids]
 
     def reconcile(self, dataset) -> list[int]:
         return reconcile_labels(
@@ -163,6 +182,7 @@ class UnlearningTrainer(Trainer):
     def find_layers(self) -> None:
         """The constrained layers and the head, and the weights as they were."""
         pair = self.forget.pixels[[0, -1]]  # two rows, which tell an image's rows from a table's
+        check_outputs(self.classifier, pair, "model", "the forget images")
         sample = pair.to(self.args.device).float() / 255
         self.model.eval()
         self.layers = constrained_layers(self.model, lambda: self.classifier(sample))
@@ -173,16 +193,17 @@ class UnlearningTrainer(Trainer):
                 " no head to finish with: give scope='all'."
             )
         self.original_weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        logits = self.classifier.predict(self.forget.pixels[:2])
-        if not torch.isfinite(logits).all():
-            raise UnlearningError("the model's outputs on the forget images are not finite: check its weights.")
 
     # ------------------------------------------------------------------ training
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         """Run the stages and the constrained training; see :class:`zspag_hf.methods.zspag.ZSPAG` for the default."""
         if self.args.adaptive and resume_from_checkpoint:
-            raise UnlearningError("an adaptive run cannot be resumed: run it anew, or give adaptive=False.")
+            raise UnlearningError(
+                f"resume_from_checkpoint={resume_from_checkpoint!r}: an adaptive run cannot be resumed. Run it anew, or"
+                " give adaptive=False."
+            )
+        check_checkpoint(resume_from_checkpoint, self.args.output_dir)
         start = time.perf_counter()
         self.timings.clear()
         if self.own_optimizer:
@@ -205,6 +226,7 @@ class UnlearningTrainer(Trainer):
         self.model.eval()
         self.timings["total"] = time.perf_counter() - start
         self.report = make_report(self)
+        setattr(self.model.config, LEDGER, [*self.request.history, self.report.request])
         if self.report.choice and self.is_world_process_zero():
             print(self.report.chosen())
         return output
@@ -214,22 +236,6 @@ class UnlearningTrainer(Trainer):
         if self.plan is not None and self.plan.constraint is not None:
             self.constraint_hooks += attach(self.plan.constraint, optimizer)
         return optimizer
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.load_weights(resume_from_checkpoint)
-
-    def _load_best_model(self):
-        super()._load_best_model()
-        self.load_weights(self.state.best_model_checkpoint)
-
-    def load_weights(self, folder: str) -> None:
-        """Copy a checkpoint's weights: Trainer restores only those whose saved names are still the model's own."""
-        saved = type(self.model).from_pretrained(folder, dtype=torch.float32)
-        self.model.load_state_dict(saved.state_dict())
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        """Nothing is pushed before the end: earlier weights still remember."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of the method in training, cross-entropy to the labels in evaluation.
@@ -266,8 +272,11 @@ class UnlearningTrainer(Trainer):
         per_class = scores.pop("per_class")
         shown = per_class if self.classifier.num_labels <= LOGGED_CLASSES else self.forget_ids
         names = distinct(self.label_names_by_id)
-        named = {f"acc_{names[k]}": per_class[k] for k in shown if k in per_class}
-        return {k: v for k, v in scores.items() if k.startswith("acc_") and v is not None} | named
+        found = {k: v for k, v in scores.items() if k.startswith("acc_") and v is not None}
+        for k in (k for k in shown if k in per_class):
+            name = f"acc_{names[k]}"  # a class may be called "rt"
+            found[f"{name} ({k})" if name in scores else name] = per_class[k]
+        return found
 
     def evaluate(
         self,
@@ -297,14 +306,17 @@ class UnlearningTrainer(Trainer):
         Raises:
             UnlearningError: no eval data, retain data of forgotten classes, or a model with other classes.
         """
+        check_choice("level", level, LEVELS)
         dataset = self.eval_dataset if eval_dataset is None else self.labelled(eval_dataset)
         if dataset is None:
             raise UnlearningError("there is nothing to evaluate on: pass eval_dataset.")
         comparison = None
-        if self.report is None and not (retain is retrained is beside is None):
+        others = {"retain": retain, "retrained": retrained, "beside": beside}
+        given = [name for name, value in others.items() if value is not None]
+        if self.report is None and given:
             raise UnlearningError(
-                "a comparison with other models or retained data follows a training: call train() first, or"
-                " evaluate_unlearning for models that other tools made."
+                f"a comparison with other models or retained data ({', '.join(given)}) follows a training: call train()"
+                " first, or evaluate_unlearning for models that other tools made."
             )
         if not self.is_in_train and self.report is not None:
             comparison = compare_trained(self, dataset, retain, retrained, beside, level)
@@ -318,29 +330,6 @@ class UnlearningTrainer(Trainer):
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """As ``Trainer.predict``, on a data set with image and label columns."""
         return super().predict(self.labelled(test_dataset), ignore_keys, metric_key_prefix)
-
-    # ------------------------------------------------------------------ report and saving
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Write model, image processor and report; without ``training_args.bin``, a pickle."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save and self.report is not None:
-            self.report.save(output_dir or self.args.output_dir)
-
-    def _save(self, output_dir: str | None = None, state_dict=None):
-        """Every file is written elsewhere first and moved in whole: a failure leaves what stood there before."""
-        if not self.args.should_save:
-            return
-        target = output_dir or self.args.output_dir
-        os.makedirs(target, exist_ok=True)
-        part = tempfile.mkdtemp(prefix="_part-", dir=target)
-        try:
-            self.accelerator.unwrap_model(self.model).save_pretrained(part, state_dict=state_dict)
-            self.processing_class.save_pretrained(part)
-            for name in sorted(os.listdir(part)):
-                os.replace(os.path.join(part, name), os.path.join(target, name))
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
     @property
     def quiet(self) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from ..checks import check_choice
 from ..classifier import PixelClassifier
 from ..data import labelled_dataset, read_forget_set
-from ..labels import class_names, model_labels, reconcile_labels, resolve_classes
-from ..loading import resolve_model
-from ..report import UnlearningReport, model_name, peak_memory_mb, versions
+from ..labels import check_dataset, class_names, model_labels, reconcile_labels
+from ..loading import HubOptions, resolve_model, source_of
+from ..report import UnlearningReport, peak_memory_mb, versions
+from ..requests import resolve_request
 from .comparison import LEVELS, Comparison, load_other, load_others
 from .table import PixelDataset, Table
 
@@ -39,6 +42,7 @@ def evaluate_unlearning(
     image_column_name: str = "image",
     label_column_name: str = "label",
     seed: int = 0,
+    hub: HubOptions | None = None,
     disable_progress: bool = False,
 ) -> UnlearningReport:
     """Evaluate an unlearned model that any tool made.
@@ -55,6 +59,7 @@ def evaluate_unlearning(
         processing_class: an image processor, for models given as objects or in place of the original's own.
         label_offset, label_mapping: as in :func:`zspag_hf.labels.reconcile_labels`, where label names differ.
         image_column_name, label_column_name: columns of all data sets.
+        hub: how models are read from the Hub; a revision in it is the original's.
         seed: draws the images that subsets hold, and the batches of relearning.
 
     Returns:
@@ -65,17 +70,22 @@ def evaluate_unlearning(
     """
     start = time.perf_counter()
     accelerator = Accelerator()
-    first, processor = resolve_model(original, processing_class)
+    check_dataset(forget_dataset, "forget_dataset")
+    check_dataset(test_dataset, "test_dataset")
+    check_choice("level", level, LEVELS)
+    hub = hub or HubOptions()
+    first, processor = resolve_model(original, processing_class, hub)
     names = model_labels(first.config)
-    forget_ids = resolve_classes(forget_classes, names)
+    request = resolve_request(forget_classes, names, first.config)
+    forget_ids = request.forgotten_ids
 
     def classifier(model: Model) -> PixelClassifier:
-        return load_other(model, names, processor, accelerator.device)
+        return load_other(model, names, processor, accelerator.device, replace(hub, revision=None))
 
     columns = {"image_column": image_column_name, "label_column": label_column_name}
     labels = {"offset": label_offset, "mapping": label_mapping}
     mapping = reconcile_labels(class_names(forget_dataset, label_column_name), names, **labels)
-    forget = read_forget_set(forget_dataset, processor, forget_ids, mapping, len(names), **columns)
+    forget = read_forget_set(forget_dataset, processor, request.class_ids, mapping, len(names), **columns)
     test = labelled_dataset(test_dataset, processor, names, **columns, **labels)
     kept = None if retain is None else labelled_dataset(retain, processor, names, **columns, **labels)
     comparison = Comparison(
@@ -92,9 +102,12 @@ def evaluate_unlearning(
         seed=seed,
         quiet=disable_progress or not accelerator.is_main_process,
     )
+    base_model, base_revision = source_of(first)
     report = UnlearningReport(
         method="given",
-        base_model=model_name(first),
+        base_model=base_model,
+        base_revision=base_revision,
+        history=request.history,
         forget_classes=[{"id": i, "label": names[i]} for i in forget_ids],
         forget_images=len(forget),
         seed=seed,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ..checks import check_same_labels, check_trainable
+from ..checks import check_choice, check_outputs, check_range, check_same_labels, check_trainable
 from ..classifier import PixelClassifier, to_unit
 from ..errors import UnlearningError
 from ..labels import distinct
 from ..layers import constrained_layers, head_name
-from ..loading import resolve_model
+from ..loading import HubOptions, resolve_model
 from ..metrics import METRICS, compute
 from ..metrics.rows import FORGET, RETAIN, TEST_FORGOTTEN, TEST_RETAINED, VIEWS
 from ..report import UnlearningReport, model_name
@@ -78,14 +78,17 @@ class Comparison:
     quiet: bool = True
 
     def __post_init__(self):
-        if self.level not in LEVELS:
-            raise UnlearningError(f"level={self.level!r} is not one of {', '.join(map(repr, LEVELS))}.")
+        check_choice("level", self.level, LEVELS)
+        check_range("seed", self.seed, whole=True, least=0, most=2**32 - 1)
         taken = {"original", "masked", "unlearned", "retrained"} & set(self.beside)
         taken |= {name for name in self.beside if name.startswith("retrained ")}
         if taken:
             raise UnlearningError(f"the name {taken.pop()!r} has a row of its own: give the model beside another name.")
         if torch.isin(self.test.labels, torch.tensor(self.forget_ids)).all():
-            raise UnlearningError("the test set holds no image of a retained class: add some, to see what it cost.")
+            raise UnlearningError(
+                f"the test set holds no image of a retained class, only {len(self.test)} of forgotten ones: add some"
+                " to the test_dataset, to see what it cost."
+            )
         if self.retain is not None:
             gone = torch.isin(self.retain.labels, torch.tensor(self.forget_ids))
             if gone.any():
@@ -118,7 +121,8 @@ class Comparison:
             self.heads,
             disable_progress=self.quiet,
         )
-        add_masked(table, self.forget_ids)
+        if self.forget_ids:  # else there is nothing to mask
+            add_masked(table, self.forget_ids)
         references = list(self.references)
         rows = {name: table_scores(table, name, [r for r in references if r != name]) for name in table.logits}
         report.relearning = self.relearn(rows)
@@ -173,7 +177,8 @@ class Comparison:
         data = RelearnData(self.some(self.relearn_on or self.forget), watched, self.watched(TEST_RETAINED))
         retain = self.some(self.retain) if level.relearn_mixed and self.retain is not None else None
         curves = relearn_all(self.models, data, retain, level.relearn_repeats, self.seed, self.accelerator, self.quiet)
-        curves["masked"] = curves["original"]  # its weights are the original's
+        if "masked" in rows:
+            curves["masked"] = curves["original"]  # its weights are the original's
         start = curves["original"]["forget"]["acc_ut"][0]
         for name, kinds in curves.items():
             mine = kinds["forget"]["acc_ut"]
@@ -225,26 +230,33 @@ class Comparison:
 GEOMETRY = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size", "crop_pct")
 
 
-def load_other(model, names: list[str], processor, device) -> PixelClassifier:
+def load_other(model, names: list[str], processor, device, hub: HubOptions) -> PixelClassifier:
     """A model to compare, with its own normalisation, on pixels that the original's processor made.
 
     Raises:
         UnlearningError: other classes, half-precision weights, or another size of image.
     """
-    loaded, own = resolve_model(model, processor if isinstance(model, torch.nn.Module) else None)
+    loaded, own = resolve_model(model, processor if isinstance(model, torch.nn.Module) else None, hub)
     check_same_labels(loaded.config, names)
     check_trainable(loaded)
     mine, theirs = ({key: p.to_dict().get(key) for key in GEOMETRY} for p in (processor, own))
-    if mine != theirs:
+    if unequal := [f"{key} {theirs[key]}, not {mine[key]}" for key in GEOMETRY if mine[key] != theirs[key]]:
         raise UnlearningError(
-            f"{model_name(loaded)!r} reads images of another size or crop than the original ({theirs}, not {mine}):"
+            f"{model_name(loaded)!r} reads images of another size or crop than the original ({'; '.join(unequal)}):"
             " models are compared on the same pixels. Give one with the original's image processor."
         )
     return PixelClassifier(loaded.to(device).eval(), own)
 
 
 def load_others(retrained, beside: dict | None, load) -> dict:
-    """The ``retrained`` and ``beside`` of a :class:`Comparison`, from one model or several, each by ``load``."""
+    """The ``retrained`` and ``beside`` of a :class:`Comparison`, from one model or several, each by ``load``.
+
+    Raises:
+        UnlearningError: ``beside`` is no dict of models by name.
+    """
+    if beside is not None and not (isinstance(beside, dict) and all(name and isinstance(name, str) for name in beside)):
+        shown = list(beside) if isinstance(beside, dict) else type(beside).__name__
+        raise UnlearningError(f"beside={shown} is no dict, name of the row -> model: name each model.")
     given = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
     return {
         "retrained": [load(model) for model in given],
@@ -258,12 +270,7 @@ def probed(name: str, model: PixelClassifier, pixels: Tensor, count: int) -> str
     Raises:
         UnlearningError: outputs of another shape, or not finite.
     """
-    logits = model.predict(pixels)
-    if logits.shape[1:] != (count,) or not torch.isfinite(logits).all():
-        raise UnlearningError(
-            f"the {name} model's outputs on test images are not {count} finite numbers: check its weights, and give it"
-            " without a mask on its logits (the masked model has a row of its own)."
-        )
+    check_outputs(model, pixels, f"{name} model", "test images")
     sample = to_unit(pixels, model.device)
     return head_name(constrained_layers(model.model, lambda: model(sample)), count)
 

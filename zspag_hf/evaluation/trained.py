@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from enum import Enum
 
 import numpy as np
@@ -15,9 +16,11 @@ from ..classifier import PixelClassifier
 from ..config import UnlearningConfig
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from ..report import UnlearningReport, peak_memory_mb, versions
+from ..requests import new_entry
 from .comparison import Comparison, drawn, load_other, load_others
 from .table import PixelDataset, Table
 
+LOCAL_OPTIONS = ("output_dir", "cache_dir", "dataset_name")  # may hold paths of this machine
 PROJECTED = {"retained": 400, "forgotten": 100, "proxy": 400}  # points of a picture
 PERPLEXITY = 30
 
@@ -31,11 +34,22 @@ def make_report(trainer) -> UnlearningReport:
         choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
         choice["probe"] = facts["probe"]
     grams = facts.get("grams", {})
-    options = {name: getattr(args, name) for name in UnlearningConfig.__annotations__ if name != "output_dir"}
+    options = {name: getattr(args, name) for name in UnlearningConfig.__annotations__ if name not in LOCAL_OPTIONS}
+    request = new_entry(
+        trainer.named(trainer.request.class_ids),
+        trainer.forget.images,
+        trainer.nonce,
+        base_model=trainer.base_model,
+        base_revision=trainer.base_revision,
+        args=args,
+    )
     return UnlearningReport(
         method=args.method,
         base_model=trainer.base_model,
-        forget_classes=[{"id": i, "label": trainer.label_names_by_id[i]} for i in trainer.forget_ids],
+        base_revision=trainer.base_revision,
+        inherited=trainer.inherited,
+        dataset=None if os.path.exists(args.dataset_name or os.curdir) else args.dataset_name,
+        forget_classes=trainer.named(trainer.forget_ids),
         forget_images=len(trainer.forget) // max(1, args.forget_views),
         seed=args.seed,
         proxies=facts.get("proxies"),
@@ -44,6 +58,8 @@ def make_report(trainer) -> UnlearningReport:
         curve=control.curve if control else [],
         timings_s=trainer.timings,
         peak_memory_mb=peak_memory_mb(),
+        request=request,
+        history=trainer.request.history,
         config={k: v.value if isinstance(v, Enum) else v for k, v in options.items()},
         versions=versions(),
     )
@@ -75,7 +91,7 @@ def compare_trained(trainer, test, retain, retrained, beside: dict | None, level
     forget, names = trainer.forget, trainer.label_names_by_id
 
     def classifier(model) -> PixelClassifier:
-        return load_other(model, names, trainer.processing_class, trainer.args.device)
+        return load_other(model, names, trainer.processing_class, trainer.args.device, trainer.args.other_hub)
 
     return Comparison(
         original_classifier(trainer),

@@ -1,5 +1,6 @@
 """Every method by name. A new one is one file here and one line in METHODS."""
 
+from .amun import AMUN
 from .base import Method, Plan
 from .random_labels import RandomLabels
 from .zspag import ZSPAG
@@ -7,6 +8,7 @@ from .zspag import ZSPAG
 METHODS: dict[str, type[Method]] = {
     "zspag": ZSPAG,
     "random_labels": RandomLabels,
+    "amun": AMUN,
 }
 
-__all__ = ["METHODS", "ZSPAG", "Method", "Plan", "RandomLabels"]
+__all__ = ["AMUN", "METHODS", "ZSPAG", "Method", "Plan", "RandomLabels"]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..classifier import to_unit
 from ..constraint import HardConstraint, SoftConstraint
 from ..data import KeptProxies
 
@@ -17,7 +18,7 @@ class Plan:
     """What ``prepare`` decides before the first step.
 
     Attributes:
-        pixels: ``(N, channels, H, W)`` uint8, the forget images to train on.
+        pixels: ``(N, channels, H, W)``, the images to train on, uint8 or float in [0, 1].
         targets: ``(N, C)`` their target distributions.
         trainable: names of the layers whose weights move; everything else is frozen.
         constraint: confines the steps, or None.
@@ -40,14 +41,17 @@ class Method:
 
     Attributes:
         needs_retain: whether the method reads retained data; one that does not never sees it.
+        forgets_images: whether it forgets images whose classes stay, in place of classes.
     """
 
     needs_retain = False
+    forgets_images = False
 
     def prepare(self, trainer) -> Plan:
         raise NotImplementedError
 
     def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Soft cross-entropy between the model's outputs and the targets, mean over the batch."""
-        logits = model(pixel_values=trainer.classifier.normalize(inputs["pixels"].float() / 255)).logits
+        pixels = to_unit(inputs["pixels"], trainer.classifier.device)
+        logits = model(pixel_values=trainer.classifier.normalize(pixels)).logits
         return F.cross_entropy(logits, inputs["targets"])

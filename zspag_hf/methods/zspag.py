@@ -134,6 +134,7 @@ class ZSPAG(Method):
                 layers[trainer.head],
                 plan.pixels,
                 proxies.pixels,
+                trainer.request.class_ids,
                 trainer.forget_ids,
             )
         control = AdaptiveControl(

@@ -1,0 +1,81 @@
+"""AMUN: the smallest radius where it is known, and a run that keeps the classes."""
+
+import torch
+from cases import linear_classifier
+from tiny import images, tiny_model, trainer
+
+from zspag_hf import UnlearningReport
+from zspag_hf.methods.amun import FIRST_EPS, nearest_adversaries
+
+FIXED = {"method": "amun", "forget_classes": None, "max_steps": 20, "per_device_train_batch_size": 8}
+
+
+class TestNearestAdversaries:
+    """Two classes and a linear model: the boundary is a plane, its distance is known."""
+
+    def case(self, count=24):
+        classifier = linear_classifier(num_labels=2, size=4, gain=2.0)
+        pixels = 0.3 + 0.4 * torch.rand(count, 1, 4, 4, dtype=torch.float64)  # far from the edges of the box
+        logits = classifier.predict(pixels).double()
+        weight = classifier.model.layers[1].weight.double()
+        distance = (logits[:, 0] - logits[:, 1]).abs() / (weight[0] - weight[1]).norm()
+        return classifier, pixels, logits.argmax(1), distance
+
+    def test_the_radius_is_the_first_of_the_grid_beyond_the_boundary(self):
+        classifier, pixels, labels, distance = self.case()
+        _, _, radii = nearest_adversaries(classifier, pixels, labels)
+        assert (radii >= distance).all()
+        assert ((radii / 2 < distance * 1.001) | (radii == FIRST_EPS)).all()
+        assert len(radii.unique()) > 2, "several radii must be needed, or the grid is not tried"
+
+    def test_each_adversary_has_another_answer_within_its_radius(self):
+        classifier, pixels, labels, _ = self.case()
+        found, answers, radii = nearest_adversaries(classifier, pixels, labels)
+        assert len(found) == len(pixels) and (answers != labels).all()
+        assert torch.equal(classifier.predict(found).argmax(1), answers)
+        assert ((found - pixels).flatten(1).norm(dim=1) <= radii + 1e-6).all()
+
+    def test_an_image_that_the_model_gets_wrong_is_its_own(self):
+        classifier, pixels, labels, _ = self.case()
+        wrong = 1 - labels
+        found, answers, radii = nearest_adversaries(classifier, pixels, wrong)
+        assert (radii == 0).all() and torch.equal(found, pixels) and torch.equal(answers, labels)
+
+
+def test_a_run_trains_on_images_and_adversaries_and_lowers_the_confidence(tmp_path):
+    model = tiny_model()
+    model.classifier.weight.data *= 6  # as sure as an over-fitted one
+    run = trainer(tmp_path, model=model, forget=images([0, 1, 2, 3, 4] * 4), **FIXED)
+    answers = run.classifier.predict(run.forget.pixels).argmax(1)  # as if trained on: its own answers are the labels
+    run.forget.labels[:] = answers
+    confidence = lambda: run.classifier.predict(run.forget.pixels).softmax(1).gather(1, answers[:, None]).mean()  # noqa: E731
+    before = confidence()
+    run.train()
+    assert len(run.plan.pixels) == 40 and run.plan.targets[:20].argmax(1).equal(answers)
+    assert (run.plan.targets[20:].argmax(1) != answers).all()
+    assert confidence() < before
+    assert run.report.proxies["attack_success_rate"] == 1
+
+
+def test_the_report_of_an_image_request_has_no_forgotten_class_and_no_masked_row(tmp_path):
+    run = trainer(tmp_path, forget=images([0, 1, 2, 3] * 3), test=images([0, 1, 2, 3, 4] * 4), **FIXED)
+    run.train()
+    metrics = run.evaluate(retain=images([0, 1, 2, 3, 4] * 4, seed=3))
+    run.save_model()
+    assert "eval_acc_rt" in metrics and "eval_acc_ut" not in metrics
+    report = UnlearningReport.load(run.args.output_dir)
+    assert report.forget_classes == [] and report.request["classes"] == [] and report.request["images"] == 12
+    assert report.models["masked"] is None and "masked" not in report.table()
+    for score in ("ua", "ra", "ta", "mia_confidence"):
+        assert report.models["unlearned"][score] is not None, score
+    assert "acc_ut" in report.reasons
+
+
+def test_images_can_be_forgotten_after_a_class(tmp_path):
+    model = tiny_model()
+    first = trainer(tmp_path / "a", model=model, forget=images([2] * 20), max_steps=20)
+    first.train()
+    second = trainer(tmp_path / "b", model=model, forget=images([0, 1] * 4), **FIXED)
+    second.train()
+    assert second.forget_ids == [2] and second.request.class_ids == []
+    assert [len(entry["classes"]) for entry in model.config.unlearning] == [1, 0]

@@ -1,0 +1,268 @@
+"""What a push uploads, byte by byte, and what a failed one leaves: a loopback Hub and the real client."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loopback_hub import NO_WAITS, LoopbackHub
+from tiny import images, tiny_model, tiny_processor, trainer
+
+from zspag_hf import UnlearningError, UnlearningReport
+from zspag_hf.publish import check_result, push_folder, staged
+
+CARD = b"---\nlicense: apache-2.0\nlanguage: en\n---\n# A model of animals\n"
+PUBLIC = r"README\.md|config\.json|model\.safetensors|preprocessor_config\.json|unlearning_report\.(json|html)|figures/\w+\.png"
+
+WHOLE_RUN = """
+import json, pathlib, sys
+import torch
+from safetensors.torch import save_file
+from tiny import config, images
+from zspag_hf import UnlearningTrainer
+
+out = pathlib.Path(sys.argv[1])
+options = config(out, push_to_hub=True, hub_model_id="user/out", hub_private_repo=True, adaptive=False, max_steps=4,
+    energy_threshold=0.9, save_strategy="steps", save_steps=2, proxy_policy="quota", report_to="none")
+forget = images([2] * 12, seed=7)
+run = UnlearningTrainer("user/base", options, forget, images([0, 1, 2, 3, 4] * 4, seed=8))
+run.train()
+run.evaluate(retrained="user/base", level="full")
+run.save_model()
+probe = torch.arange(2 * 3 * 64).reshape(2, 3, 8, 8) % 256
+print(json.dumps({
+    "logits": run.classifier.predict(probe.to(torch.uint8)).tolist(),
+    "base": [run.base_model, run.base_revision],
+}))
+"""
+READ_BACK = """
+import json, torch
+from zspag_hf.classifier import PixelClassifier
+from zspag_hf.loading import load_classifier
+
+classifier = PixelClassifier(*load_classifier("user/out"))
+probe = torch.arange(2 * 3 * 64).reshape(2, 3, 8, 8) % 256
+print(json.dumps(classifier.predict(probe.to(torch.uint8)).tolist()))
+"""
+PUSHES = (
+    NO_WAITS
+    + """
+import json, sys
+from zspag_hf import UnlearningError
+from zspag_hf.publish import push_folder
+
+outcome = {}
+for name, options in json.loads(sys.argv[2]).items():
+    try:
+        outcome[name] = str(push_folder(sys.argv[1], **options).commit_url)
+    except UnlearningError as error:
+        outcome[name] = f"error: {error}"
+print(json.dumps(outcome))
+"""
+)
+
+
+def last_line(text):
+    return json.loads(text.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """A saved and evaluated result, with files beside it that must never leave."""
+    folder = tmp_path_factory.mktemp("result")
+    run = trainer(folder, forget=images([2] * 20, seed=7), test=images([0, 1, 2, 3, 4] * 4, seed=8), max_steps=20)
+    run.train()
+    run.evaluate(level="full")
+    run.save_model()
+    out = Path(run.args.output_dir)
+    for name in ("training_args.bin", "optimizer.pt", "forget.csv", "_proxies.safetensors", "notes.txt", "code.py"):
+        (out / name).write_bytes(b"SECRET")
+    (out / "checkpoint-5").mkdir()
+    (out / "checkpoint-5" / "model.safetensors").write_bytes(b"SECRET")
+    return out
+
+
+class TestStage:
+    def test_only_what_is_listed_is_staged(self, result):
+        with staged(str(result), "user/out") as public:
+            found = {path.relative_to(public).as_posix(): path for path in Path(public).rglob("*") if path.is_file()}
+            assert all(re.fullmatch(PUBLIC, name) for name in found), sorted(found)
+            assert {"model.safetensors", "README.md", "unlearning_report.html", "figures/relearning.png"} <= set(found)
+            assert not any(b"SECRET" in path.read_bytes() for path in found.values())
+            assert found["model.safetensors"].read_bytes() == (result / "model.safetensors").read_bytes()
+            assert "user/out" in found["README.md"].read_text()
+        assert not Path(public).exists()
+
+    def test_nothing_that_stands_for_one_image_is_staged(self, result):
+        assert UnlearningReport.load(str(result)).heatmaps, "the saved report must have what is left out"
+        with staged(str(result), "user/out") as public:
+            report = UnlearningReport.load(public)
+            assert report.projection is None and report.heatmaps == {}
+            names = {path.stem for path in (Path(public) / "figures").iterdir()}
+            assert not names & {"projection", "heatmaps"}
+            text = (Path(public) / "README.md").read_text() + (Path(public) / "unlearning_report.html").read_text()
+            assert 'id="heatmaps"' not in text and "heatmaps.png" not in text and "projection.png" not in text
+
+    def test_the_card_shows_pictures_that_are_there(self, result):
+        with staged(str(result), "user/out") as public:
+            shown = re.findall(r"\]\((figures/[^)]+)\)", (Path(public) / "README.md").read_text())
+            assert shown and all((Path(public) / name).is_file() for name in shown)
+
+    @pytest.mark.parametrize(
+        ("broken", "said"),
+        [
+            (lambda folder: [path.unlink() for path in folder.iterdir()], r"holds no unlearning_report\.json"),
+            (lambda folder: (folder / "model.safetensors").unlink(), r"holds no model\.safetensors"),
+            (lambda folder: (folder / "config.json").unlink(), r"holds no config\.json"),
+            (lambda folder: (folder / "preprocessor_config.json").unlink(), "holds no preprocessor_config"),
+            (lambda folder: (folder / "unlearning_report.json").write_text("{"), "cannot be read"),
+        ],
+    )
+    def test_a_folder_that_is_no_whole_result_is_refused(self, tmp_path, broken, said):
+        run = trainer(tmp_path, max_steps=5)
+        run.train()
+        run.save_model()
+        broken(Path(run.args.output_dir))
+        with pytest.raises(UnlearningError, match=said):
+            push_folder(run.args.output_dir, "user/out", token="hf_none")
+
+    def test_a_report_of_an_evaluation_alone_is_refused(self, tmp_path):
+        UnlearningReport("given", "base", [{"id": 2, "label": "cat"}], 10, 0).save(str(tmp_path))
+        with pytest.raises(UnlearningError, match="of an evaluation alone"):
+            check_result(str(tmp_path))
+
+    def test_a_missing_folder_is_named(self):
+        with pytest.raises(UnlearningError, match="there is no folder 'nowhere'"):
+            check_result("nowhere")
+
+    def test_a_pull_request_has_no_branch(self, result):
+        with pytest.raises(UnlearningError, match="leave revision='v2' out"):
+            push_folder(str(result), "user/out", revision="v2", create_pr=True)
+
+
+class TestWholeRun:
+    """By id in, by id out: train, evaluate, push, and read back in another process."""
+
+    @pytest.fixture(scope="class")
+    def pushed(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("run")
+        base = folder / "base"
+        tiny_model().save_pretrained(base)
+        tiny_processor().save_pretrained(base)
+        (base / "README.md").write_bytes(CARD)
+        with LoopbackHub() as hub:
+            hub.add_repo("user/base", base, private=True)
+            text = hub.run(WHOLE_RUN, folder / "cache", folder / "output folder", token=hub.write_token)
+            again = hub.run(READ_BACK, folder / "other cache", token=hub.read_token)
+            yield hub, last_line(text), last_line(again), folder
+
+    def test_the_pushed_model_answers_as_the_trained_one(self, pushed):
+        _, told, again, _ = pushed
+        torch.testing.assert_close(torch.tensor(again), torch.tensor(told["logits"]), atol=1e-6, rtol=0)
+
+    def test_it_is_one_commit_of_a_private_repository(self, pushed):
+        hub, *_ = pushed
+        assert [commit.title for commit in hub.commits("user/out")] == ["initial commit", "Forget cat"]
+        assert hub.repos["model", "user/out"].private
+
+    def test_every_uploaded_file_is_one_that_may_be(self, pushed):
+        hub, *_ = pushed
+        files = hub.files("user/out")
+        files.pop(".gitattributes")
+        assert all(re.fullmatch(PUBLIC, name) for name in files), sorted(files)
+
+    def test_no_byte_of_a_forget_image_or_of_this_machine_is_uploaded(self, pushed):
+        hub, _, _, folder = pushed
+        sent = hub.uploaded()
+        nonce = json.loads((folder / "output folder" / "out" / "_request.json").read_text())["nonce"]
+        assert (folder / "output folder" / "out" / "checkpoint-2" / "optimizer.pt").exists(), "to be left out"
+        for secret in (nonce, str(folder), "output folder", hub.write_token, "optimizer", "training_args"):
+            assert secret.encode() not in sent, secret
+        for picture in images([2] * 12, seed=7)["image"]:
+            encoded = io.BytesIO()
+            picture.save(encoded, "PNG")
+            pixels = np.asarray(picture)
+            as_seen = pixels.transpose(2, 0, 1)
+            floats = (as_seen / np.float32(255)).astype(np.float32)
+            for flat in (pixels.flatten(), as_seen.flatten(), floats.flatten()):
+                assert str(flat[:8].tolist())[1:-1].encode() not in sent
+            for raw in (encoded.getvalue()[41:], pixels, as_seen, floats):
+                raw = raw if isinstance(raw, bytes) else raw.tobytes()
+                assert raw[:24] not in sent
+                assert raw[:24].hex().encode() not in sent
+
+    def test_the_card_takes_over_licence_and_names_the_base_by_commit(self, pushed):
+        hub, told, _, _ = pushed
+        base = hub.commits("user/base")[-1].id
+        assert told["base"] == ["user/base", base]
+        card = hub.files("user/out")["README.md"].decode()
+        for line in ("base_model: user/base", "base_model_relation: finetune", "license: apache-2.0"):
+            assert line in card
+        report = json.loads(hub.files("user/out")["unlearning_report.json"])
+        assert report["base_revision"] == base and report["request"]["classes"] == [{"id": 2, "label": "cat"}]
+
+
+def test_failures_publish_nothing_and_a_second_try_goes_on(result, tmp_path):
+    stale = {
+        "pytorch_model.bin": b"remembers",
+        "figures/old.png": b"old",
+        "notes.md": b"mine",
+        "model.safetensors": b"x",
+    }
+    with LoopbackHub() as hub:
+        hub.add_repo("user/there", stale)
+        hub.add_repo("stranger/theirs", stale)
+        hub.fail("POST /api/models/user/at-commit/commit", 500)
+        hub.fail("POST /user/at-batch.git", 503)
+        hub.fail("POST /api/models/user/too-fast/commit", 429, Retry_After=7)
+        attempts = {
+            "no token": {"repo_id": "user/none"},
+            "wrong token": {"repo_id": "user/none", "token": "hf_wrong"},
+            "read token": {"repo_id": "user/none", "token": hub.read_token},
+            "theirs": {"repo_id": "stranger/theirs", "token": hub.write_token},
+            "no id": {"repo_id": "a/b/c", "token": hub.write_token},
+            "at commit": {"repo_id": "user/at-commit", "token": hub.write_token},
+            "at batch": {"repo_id": "user/at-batch", "token": hub.write_token},
+            "too fast": {"repo_id": "user/too-fast", "token": hub.write_token},
+            "there": {"repo_id": "there", "token": hub.write_token},
+            "pull request": {"repo_id": "user/pr", "token": hub.write_token, "create_pr": True},
+            "branch": {"repo_id": "user/branch", "token": hub.write_token, "revision": "v2", "private": True},
+        }
+        hub.add_repo("user/pr", stale)
+        first = last_line(hub.run(PUSHES, tmp_path / "cache", result, json.dumps(attempts)))
+        sent = len(hub.asked("PUT /lfs"))
+        hub.heal()
+        again = {name: attempts[name] for name in ("at commit", "at batch", "too fast")}
+        second = last_line(hub.run(PUSHES, tmp_path / "cache", result, json.dumps(again)))
+
+        said = {
+            "no token": "no token was found|does not accept the token",
+            "wrong token": "does not accept the token",
+            "read token": "lacks the permission",
+            "theirs": "lacks the permission|no such repository",
+            "no id": "a/b/c",
+            "at commit": r"failed \(500\): try again later",
+            "at batch": r"failed \(503\)",
+            "too fast": r"\(429\): wait 7 s",
+        }
+        for name, text in said.items():
+            assert re.match("error: ", first[name]) and re.search(text, first[name]), (name, first[name])
+            assert attempts[name].get("token", "hf_") not in first[name] or name == "no token"
+        assert ("model", "user/none") not in hub.repos
+        assert len(hub.commits("stranger/theirs")) == 2
+        for name in again:
+            assert second[name].startswith("http"), second[name]
+            assert len(hub.commits(attempts[name]["repo_id"])) == 2, "the initial commit and one more"
+        assert len(hub.asked("PUT /lfs")) == sent, "what had arrived is not sent twice"
+
+        there = hub.files("user/there")
+        assert "pytorch_model.bin" not in there and "figures/old.png" not in there and there["notes.md"] == b"mine"
+        assert there["model.safetensors"] == (result / "model.safetensors").read_bytes()
+        assert len(hub.commits("user/there")) == 3
+        assert len(hub.commits("user/pr")) == 2, "main stays as it was"
+        assert "pytorch_model.bin" not in hub.files("user/pr", "refs/pr/1")
+        assert hub.files("user/branch", "v2").keys() > hub.files("user/branch").keys()
+        assert hub.repos["model", "user/branch"].private

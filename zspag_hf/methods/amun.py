@@ -1,0 +1,95 @@
+"""AMUN (arXiv 2503.00917): images whose classes stay, brought down to the confidence of images never seen."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..attacks import PGDL2
+from ..classifier import to_unit
+from ..errors import UnlearningError
+from .base import Method, Plan
+from .stages import build_constraint, gather_proxies, gather_subspaces
+
+FIRST_EPS, STEPS = 0.04, 50  # the paper's, in Euclidean norm on [0, 1] pixels
+DOUBLINGS = 10  # the published code may double for ever
+
+
+class LeaveLabel(PGDL2):
+    """PGD-L2 away from a label, whatever comes next."""
+
+    def loss(self, logits, target, x, clean):
+        return -F.cross_entropy(logits, target, reduction="none")
+
+    def arrived(self, answer, target):
+        return answer != target
+
+
+def nearest_adversaries(
+    classifier, pixels: Tensor, labels: Tensor, batch_size: int = 64, disable_progress: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each image the adversarial example in the smallest of the balls eps = .04, .08, .16, ... that holds one
+    (algorithm 1). An image that the model gets wrong is its own, at eps 0.
+
+    Each radius starts at the image, as in the paper; the published code goes on from where the last one ended.
+
+    Args:
+        pixels: ``(N, channels, H, W)`` uint8 or float in [0, 1]. labels: ``(N,)``.
+
+    Returns:
+        Pixels ``(M, channels, H, W)`` in [0, 1] and answers ``(M,)`` of those found, and radii ``(N,)``, infinite where
+        none was found within ``DOUBLINGS``.
+    """
+    found, radii = to_unit(pixels, "cpu").clone(), torch.full((len(pixels),), torch.inf)
+    answers = classifier.predict(pixels, batch_size).argmax(1)
+    radii[answers != labels] = 0.0
+    for eps in tqdm([FIRST_EPS * 2**i for i in range(DOUBLINGS)], desc="Adversaries", disable=disable_progress):
+        attack, pending = LeaveLabel(eps, STEPS, eps / 10), radii.isinf().nonzero().squeeze(1)
+        if not len(pending):
+            break
+        for rows in pending.split(batch_size):
+            result = attack(classifier, pixels[rows], labels[rows])
+            rows, crossed = rows[result.crossed], result.crossed
+            found[rows], answers[rows], radii[rows] = result.pixels[crossed], result.predicted[crossed], eps
+    there = radii.isfinite()
+    return found[there], answers[there], radii
+
+
+class AMUN(Method):
+    """Fine-tuning on the forget images with their own labels and on their nearest adversaries with the labels that the
+    model gives those: the form of the paper that sees no retained data.
+
+    Ten epochs of SGD at .01 as in the paper, which adds momentum .9, weight decay 5e-4, a stepped rate and
+    augmentation; batch norm keeps its statistics here. The soft or hard constraint of ZS-PAG can be added
+    (``constraint=``), which the paper does not have.
+    """
+
+    forgets_images = True
+
+    def prepare(self, trainer) -> Plan:
+        forget, classifier, args = trainer.forget, trainer.classifier, trainer.args
+        with trainer.stage("proxies"):
+            found, answers, radii = nearest_adversaries(
+                classifier, forget.pixels, forget.labels, disable_progress=trainer.quiet
+            )
+        if not len(found):
+            raise UnlearningError(
+                f"no forget image has an adversarial example within {FIRST_EPS * 2 ** (DOUBLINGS - 1):.3g}: the model"
+                " gives the same answer everywhere."
+            )
+        pixels = torch.cat([to_unit(forget.pixels, "cpu"), found])
+        labels = torch.cat([forget.labels, answers])
+        plan = Plan(pixels, F.one_hot(labels, classifier.num_labels).float(), list(trainer.layers))
+        reached = radii[radii.isfinite()]
+        plan.facts["proxies"] = {
+            "count": len(found),
+            "attack_success_rate": len(found) / len(radii),
+            "mean_radius": float(reached.mean()),
+        }
+        if args.constraint != "none":
+            with trainer.stage("subspaces"):
+                proxies = gather_proxies(trainer, forget.pixels, args.proxies_per_class, args.max_proxies)
+                plan.constraint = build_constraint(trainer, gather_subspaces(trainer, proxies), args.energy_threshold)
+        return plan
