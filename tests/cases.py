@@ -12,12 +12,38 @@ from types import SimpleNamespace
 
 import torch
 import transformers as hf
+from tiny_configs import (
+    CLIP_TEXT,
+    CONVNEXT,
+    CVT,
+    DINO,
+    EFFICIENTNET,
+    FOCALNET,
+    HGNET,
+    HIERA,
+    LEVIT,
+    MOBILE,
+    MOBILEVIT,
+    MOBILEVITV2,
+    PERCEIVER,
+    POOLFORMER,
+    PVT,
+    PYRAMID,
+    SQUEEZED,
+    STAGES,
+    SWIFTFORMER,
+    TEXT,
+    TEXTNET,
+    TRANSFORMER,
+    WINDOWS,
+    from_config,
+    image_gpt,
+)
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from zspag_hf.classifier import PixelClassifier
 
-NUM_LABELS = 5
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
@@ -26,7 +52,11 @@ class ModelCase:
     """A classifier of ``NUM_LABELS`` classes, built from a configuration; float64 in eval mode unless asked otherwise.
 
     Attributes:
-        silent: modules with a weight that never run, or whose rows the library can't describe: never constrained.
+        silent: modules with a weight that never run, whose rows the library can't describe, or that read no image:
+            never constrained.
+        why: what these modules are.
+        on_hub: whether ``AutoModelForImageClassification`` builds it; else its class is the suite's own.
+        gain: of the random weights, so that images differ in their logits by about one.
     """
 
     name: str
@@ -34,16 +64,21 @@ class ModelCase:
     image_size: int
     channels: int = 3
     silent: tuple[str, ...] = ()
+    why: str = ""
+    gain: float = 1.5
+    on_hub: bool = True
 
     def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
-        return randomised(self.make()).to(dtype).eval()
+        return randomised(self.make(), gain=self.gain).to(dtype).eval()
 
     def classifier(self, dtype: torch.dtype = torch.float64) -> PixelClassifier:
         return PixelClassifier(self.build(dtype), processor(self.channels)).to(dtype)
 
     def pixels(self, n: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-        shape = (n, self.channels, self.image_size, self.image_size)
-        return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+        generator = torch.Generator().manual_seed(seed)
+        sides = (1, self.image_size)  # a colour of its own for each image, and noise
+        parts = [torch.rand((n, self.channels, s, s), generator=generator, dtype=torch.float64) for s in sides]
+        return ((parts[0] + parts[1]) / 2).to(dtype)
 
 
 def processor(channels: int = 3, **changes):
@@ -67,23 +102,10 @@ def randomised(model: nn.Module, seed: int = 0, gain: float = 1.5) -> nn.Module:
                     parameter.copy_(noise(parameter) * gain / fan_in**0.5)
                 else:
                     parameter.copy_((name == "weight") + 0.2 * noise(parameter))
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.running_mean.copy_(0.2 * noise(module.running_mean))
                 module.running_var.copy_(0.5 + noise(module.running_var).abs())
     return model
-
-
-class PixelImageGPT(hf.ImageGPTForImageClassification):
-    """ImageGPT reads colour clusters; here a fixed map of each pixel's colour stands for their embedding."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        colours = torch.randn(3, config.n_embd, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("colours", colours, persistent=False)
-
-    def forward(self, pixel_values: Tensor):
-        tokens = pixel_values.flatten(2).transpose(1, 2)
-        return super().forward(inputs_embeds=tokens @ self.colours, use_cache=False)
 
 
 class FlatClassifier(nn.Module):
@@ -120,47 +142,6 @@ def two_layer_classifier(width: int = 3, num_labels: int = 3, dtype: torch.dtype
     return PixelClassifier(randomised(model, gain=2.0).to(dtype).eval(), raw_processor()).to(dtype)
 
 
-TRANSFORMER = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "image_size": 8,
-    "patch_size": 4,
-}
-WINDOWS = {
-    "image_size": 16,
-    "patch_size": 2,
-    "embed_dim": 8,
-    "depths": [2, 1],
-    "num_heads": [1, 2],
-    "window_size": 4,
-}
-STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "hidden_act": "silu"}
-MOBILE = {"image_size": 16, "depth_multiplier": 0.02, "hidden_act": "silu"}
-
-
-def from_config(family: str, **settings) -> Callable[[], nn.Module]:
-    def make():
-        config = getattr(hf, f"{family}Config")(num_labels=NUM_LABELS, **settings)
-        return getattr(hf, f"{family}ForImageClassification")(config)
-
-    return make
-
-
-def image_gpt():
-    return PixelImageGPT(
-        hf.ImageGPTConfig(num_labels=NUM_LABELS, vocab_size=9, n_positions=16, n_embd=8, n_layer=2, n_head=2)
-    )
-
-
-def siglip():
-    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
-    return hf.SiglipForImageClassification(
-        hf.SiglipConfig(vision_config=TRANSFORMER, text_config=text, num_labels=NUM_LABELS)
-    )
-
-
 POSITION_BIAS = tuple(
     f"swinv2.encoder.layers.{stage}.blocks.{block}.attention.self.continuous_position_bias_mlp.{i}"
     for stage, block in ((0, 0), (0, 1), (1, 0))
@@ -175,21 +156,84 @@ STANDARDISED = tuple(
     )
 )
 
+CONSTANT_QUERIES = tuple(
+    f"perceiver.{name}.attention.self.query"
+    for name in ("decoder.decoder.decoding_cross_attention", "encoder.cross_attention")
+)
+POSITIONS, STEM = (f"perceiver.input_preprocessor.{name}" for name in ("positions_projection", "convnet.conv"))
+TEACHER = "ForImageClassificationWithTeacher"
+
 MODELS = [
     ModelCase("vit", from_config("ViT", **TRANSFORMER), 8),
     ModelCase("vit_grey", from_config("ViT", **TRANSFORMER, num_channels=1), 8, channels=1),
+    ModelCase("vit_msn", from_config("ViTMSN", **TRANSFORMER), 8),
     ModelCase("deit", from_config("DeiT", **TRANSFORMER), 8),
+    ModelCase("deit_teacher", from_config("DeiT", TEACHER, **TRANSFORMER), 8),
     ModelCase("beit", from_config("Beit", **TRANSFORMER, use_relative_position_bias=True), 8),
+    ModelCase("data2vec-vision", from_config("Data2VecVision", **TRANSFORMER, use_relative_position_bias=True), 8),
+    ModelCase("ijepa", from_config("IJepa", **TRANSFORMER), 8),
+    ModelCase("dinov2", from_config("Dinov2", **DINO, use_swiglu_ffn=True), 8),
+    ModelCase("dinov2_with_registers", from_config("Dinov2WithRegisters", **DINO), 8),
+    ModelCase("clip", from_config("CLIP", vision_config=TRANSFORMER, text_config=CLIP_TEXT), 8),
+    ModelCase("metaclip_2", from_config("MetaClip2", vision_config=TRANSFORMER, text_config=CLIP_TEXT), 8),
+    ModelCase(
+        "siglip",
+        from_config("Siglip", vision_config=TRANSFORMER, text_config=TEXT),
+        8,
+        silent=("vision_model.head.attention.out_proj",),
+        why="attention uses its weight without calling it",
+    ),
+    ModelCase("imagegpt", image_gpt, 4, on_hub=False),
     ModelCase("swin", from_config("Swin", **WINDOWS), 16),
-    ModelCase("swinv2", from_config("Swinv2", **WINDOWS), 16, silent=POSITION_BIAS),
-    ModelCase("siglip", siglip, 8, silent=("vision_model.head.attention.out_proj",)),
-    ModelCase("imagegpt", image_gpt, 4),
-    ModelCase("convnext", from_config("ConvNext", num_stages=2, hidden_sizes=[8, 12], depths=[1, 1]), 16),
+    ModelCase("donut-swin", from_config("DonutSwin", **WINDOWS), 16),
+    ModelCase("swinv2", from_config("Swinv2", **WINDOWS), 16, silent=POSITION_BIAS, why="read positions, not images"),
+    ModelCase("hiera", from_config("Hiera", **HIERA), 16),
+    ModelCase("focalnet", from_config("FocalNet", **FOCALNET), 16),
+    ModelCase("cvt", from_config("Cvt", **CVT), 16),
+    ModelCase("pvt", from_config("Pvt", **PVT), 16),
+    ModelCase("pvt_v2", from_config("PvtV2", **PYRAMID, image_size=16), 16),
+    ModelCase("segformer", from_config("Segformer", **PYRAMID), 16),
+    ModelCase("levit", from_config("Levit", **LEVIT), 32, gain=1.25),
+    ModelCase("levit_teacher", from_config("Levit", TEACHER, **LEVIT), 32, gain=1.25),
+    ModelCase("swiftformer", from_config("SwiftFormer", **SWIFTFORMER), 32, gain=0.95),
+    ModelCase("mobilevit", from_config("MobileViT", **MOBILEVIT), 16, gain=1.35),
+    ModelCase("mobilevitv2", from_config("MobileViTV2", **MOBILEVITV2), 16, gain=1.6),
+    ModelCase("poolformer", from_config("PoolFormer", **POOLFORMER), 16),
+    ModelCase(
+        "perceiver",
+        from_config("Perceiver", "ForImageClassificationLearned", **PERCEIVER),
+        8,
+        silent=(*CONSTANT_QUERIES, POSITIONS),
+        why="read latents and positions, not images",
+    ),
+    ModelCase(
+        "perceiver_fourier",
+        from_config("Perceiver", "ForImageClassificationFourier", **PERCEIVER),
+        8,
+        silent=CONSTANT_QUERIES,
+        why="read latents and positions, not images",
+        gain=2.0,
+    ),
+    ModelCase(
+        "perceiver_conv",
+        from_config("Perceiver", "ForImageClassificationConvProcessing", **PERCEIVER),
+        16,
+        silent=(*CONSTANT_QUERIES, STEM),
+        why="read latents and positions; the stem pads in a forward of its own",
+    ),
+    ModelCase("convnext", from_config("ConvNext", **CONVNEXT), 16),
+    ModelCase("convnextv2", from_config("ConvNextV2", **CONVNEXT), 16),
     ModelCase("resnet", from_config("ResNet", **STAGES, layer_type="basic"), 16),
     ModelCase("regnet", from_config("RegNet", **STAGES, groups_width=4, layer_type="x"), 16),
-    ModelCase("mobilenet_v1", from_config("MobileNetV1", **MOBILE), 16),
-    ModelCase("mobilenet_v2", from_config("MobileNetV2", **MOBILE), 16),
-    ModelCase("bit", from_config("Bit", **STAGES, num_groups=4), 16, silent=STANDARDISED),
+    ModelCase("regnet_y", from_config("RegNet", **SQUEEZED, groups_width=8, layer_type="y"), 16),
+    ModelCase("efficientnet", from_config("EfficientNet", **EFFICIENTNET), 16, gain=1.65),
+    ModelCase("hgnet_v2", from_config("HGNetV2", **HGNET), 16),
+    ModelCase("textnet", from_config("TextNet", **TEXTNET), 16, gain=1.1),
+    ModelCase("mobilenet_v1", from_config("MobileNetV1", **MOBILE), 16, gain=2.55),
+    ModelCase("mobilenet_v2", from_config("MobileNetV2", **MOBILE), 16, gain=1.4),
+    ModelCase(
+        "bit", from_config("Bit", **STAGES, num_groups=4), 16, silent=STANDARDISED, why="standardise their weights"
+    ),
 ]
 
 

@@ -4,6 +4,7 @@ import torch
 import transformers as hf
 from cases import MODELS, linear_classifier, processor
 from PIL import Image
+from tiny_configs import image_processor as auto_processor
 from torch import nn
 
 from zspag_hf.checks import check_trainable
@@ -58,6 +59,54 @@ def test_pixels_through_the_wrapper_equal_images_through_the_processor(vit, name
     logits = PixelClassifier(model, image_processor)(pixels.float() / 255)
     expected = through_processor(images, image_processor, model)
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_pixels_of_every_type_are_what_its_image_processor_gives(case):
+    """Images of several shapes, through the processor that AutoImageProcessor picks."""
+    model = case.build(torch.float32)
+    image_processor = auto_processor(model.config.model_type, case.image_size, case.channels)
+    modes = "RGB" if case.channels == 3 else "L"
+    images = [picture for size in ((37, 23), (23, 37), (31, 40)) for picture in pictures(1, size, modes)]
+    pixels = to_pixels(images, image_processor)
+    assert pixels.shape == (3, case.channels, case.image_size, case.image_size)
+    logits = PixelClassifier(model, image_processor).predict(pixels)
+    expected = through_processor(images, image_processor, model)
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class SwapsAfterwards(hf.ViTImageProcessorPil):
+    """As PP-LCNet's: red and blue change places once they are normalised."""
+
+    def _preprocess(self, *args, **kwargs):
+        batch = super()._preprocess(*args, **kwargs)
+        batch["pixel_values"] = batch["pixel_values"][:, [2, 1, 0]]
+        return batch
+
+
+class TestRefusedProcessors:
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (
+                lambda: SwapsAfterwards(**RESIZED, image_mean=[0.4, 0.5, 0.6]),
+                "SwapsAfterwards gives other values.* grey",
+            ),
+            (lambda: hf.MobileViTImageProcessorPil(do_normalize=True), "gives other values than its settings say"),
+            (lambda: hf.Siglip2ImageProcessorPil(), r"gives an input of the shape \(1, \d+, 768\), no image"),
+            (lambda: hf.ImageGPTImageProcessorPil(clusters=[[0, 0, 0], [1, 1, 1]]), "cannot be run without"),
+        ],
+        ids=["swaps", "ignores", "patches", "clusters"],
+    )
+    def test_what_attacks_would_see_otherwise(self, vit, make, message):
+        with pytest.raises(UnlearningError, match=f"{message}.*Give a processing_class that"):
+            PixelClassifier(vit.build(torch.float32), make())
+
+    def test_a_wrong_mean_would_be_noticed(self, vit):
+        """The check is no formality: the same settings with another mean do not pass."""
+        classifier = PixelClassifier(vit.build(torch.float32), processor())
+        with pytest.raises(UnlearningError, match="other values"):
+            classifier.check(processor(image_mean=[0.51, 0.4, 0.3]))
 
 
 def test_processors_of_the_table_differ():

@@ -315,7 +315,7 @@ def literal_influence(classifier, pixels, v, layers):
 
 
 class TestLabelInfluence:
-    @pytest.mark.parametrize("name", ["vit", "swin", "beit", "resnet", "regnet", "imagegpt", "siglip"])
+    @pytest.mark.parametrize("name", [case.name for case in MODELS])
     def test_equals_one_backward_pass_a_label(self, name):
         classifier, pixels, _, layers = whole(name)
         v = random_vector(layers)

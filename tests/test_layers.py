@@ -1,9 +1,10 @@
 import pytest
 import torch
-from cases import LAYERS, MODELS, NUM_LABELS, FlatClassifier, Recorder, output_rows
+from cases import LAYERS, MODELS, FlatClassifier, Recorder, output_rows
+from tiny_configs import NUM_LABELS
 from torch import nn
 
-from zspag_hf.layers import LAYER_TYPES, as_layer, constrained_layers, head_name
+from zspag_hf.layers import LAYER_TYPES, as_layer, constrained_layers, head_name, reads_images
 
 
 def layers_of(case):
@@ -89,6 +90,63 @@ def test_hooks_are_gone_afterwards_and_after_a_failing_forward(vit):
     with pytest.raises(RuntimeError, match="stop"):
         constrained_layers(model, fail)
     assert hooks() == 0
+
+
+ROWS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])  # two images of two rows
+
+
+def changed(*rows):
+    other = ROWS.clone()
+    other[list(rows)] += 1
+    return other
+
+
+def test_a_weight_that_is_tied_to_one_that_reads_a_table_is_not_listed():
+    class Table(FlatClassifier):
+        def forward(self, pixel_values):
+            x = self.layers[1](pixel_values.flatten(1)) + self.layers[2](torch.ones(len(pixel_values), 4))
+            return self.layers[3](x)
+
+    model = Table(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    pixels = torch.rand(2, 1, 2, 2)
+    assert list(constrained_layers(model, lambda: model(pixels))) == ["layers.1", "layers.3"]
+    model.layers[2].weight = model.layers[1].weight
+    assert list(constrained_layers(model, lambda: model(pixels))) == ["layers.3"]
+
+
+class TestReadsImages:
+    """Of two images, the last was changed."""
+
+    @pytest.mark.parametrize(
+        ("before", "after", "expected"),
+        [
+            (ROWS, changed(2, 3), True),
+            (ROWS, changed(3), True),
+            (ROWS, ROWS, False),  # a table
+            (ROWS, changed(0, 1, 2, 3), False),  # something over both images
+            (ROWS, changed(1, 3), False),  # tokens first, images second
+            (0 * ROWS, 0 * ROWS, True),  # dead on these images
+            (ROWS[:3], changed(2)[:3], False),  # no equal parts
+        ],
+    )
+    def test_by_what_changes(self, before, after, expected):
+        assert reads_images(before, after, 2) is expected
+
+    def test_rounding_is_no_change(self):
+        assert reads_images(ROWS, changed(3) + torch.tensor([1e-6, 0])[:, None].repeat_interleave(2, 0), 2)
+
+    def test_two_equal_images_will_do(self, vit):
+        classifier, pixels = vit.classifier(), vit.pixels(1).repeat(2, 1, 1, 1)
+        assert list(constrained_layers(classifier.model, lambda: classifier(pixels))) == list(layers_of(vit)[1])
+
+    def test_a_module_that_reads_a_table_once_is_not_listed(self):
+        class Twice(FlatClassifier):
+            def forward(self, pixel_values):
+                x = self.layers[1](torch.ones(len(pixel_values), 4)) + self.layers[1](pixel_values.flatten(1))
+                return self.layers[2](x)
+
+        model = Twice(nn.Linear(4, 4), nn.Linear(4, 3))
+        assert list(constrained_layers(model, lambda: model(torch.rand(2, 1, 2, 2)))) == ["layers.2"]
 
 
 class TiedClassifier(FlatClassifier):

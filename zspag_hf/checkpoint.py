@@ -17,6 +17,8 @@ from transformers.utils import (
     is_timm_config_dict,
 )
 
+from .adapter import ModuleConfig
+from .architectures import check_architecture
 from .errors import UnlearningError
 from .hub import Files, HubOptions
 from .hub_errors import first_line
@@ -64,6 +66,12 @@ def check_config(found: Files, hub: HubOptions) -> None:
     config = read_json(found, CONFIG_NAME)
     kind = "timm_wrapper" if is_timm_config_dict(config) else config.get("model_type")
     if not known_classifier(kind) and not hub.trust_remote_code:
+        if kind == ModuleConfig.model_type:
+            raise refusal(
+                found,
+                "it holds the weights of a plain module and not its code. Load it by"
+                " ModuleClassifier.from_pretrained(folder, module=...) and pass that.",
+            )
         if "auto_map" in config:
             raise refusal(
                 found, f"its type {kind!r} needs code that it brings along. Read it, then pass trust_remote_code=True."
@@ -71,6 +79,7 @@ def check_config(found: Files, hub: HubOptions) -> None:
         raise refusal(
             found, f"transformers knows no image classifier of the type {kind!r}. Give a model of another type."
         )
+    check_architecture(kind, config.get("problem_type"))
     check_labels(found, config.get("num_labels"), config.get("id2label"))
 
 

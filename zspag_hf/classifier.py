@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from .errors import UnlearningError
+from .hub_errors import first_line
 
 
 class PixelClassifier(nn.Module):
@@ -19,10 +23,14 @@ class PixelClassifier(nn.Module):
 
     Args:
         model: any ``AutoModelForImageClassification``; ``model(pixel_values=...)`` returns ``.logits``.
-        processor: its image processor; only ``rescale_factor``, ``image_mean`` and ``image_std`` are read.
+        processor: its image processor; its rescaling and normalisation are read from its settings, and tried on one
+            image. Where it swaps red and blue (MobileViT), pixels are in the model's order.
 
     Shape:
         pixels ``(N, channels, H, W)`` float in [0, 1] -> logits ``(N, C)``.
+
+    Raises:
+        UnlearningError: the processor does something else to pixels, so that attacks would see another model.
     """
 
     def __init__(self, model: PreTrainedModel, processor):
@@ -38,6 +46,28 @@ class PixelClassifier(nn.Module):
         again = torch.tensor(settings["image_std"] if settings.get("include_top") else [1.0]).float().view(-1, 1, 1)
         self.register_buffer("scale", scale / std / again, persistent=False)
         self.register_buffer("shift", (shift - mean) / std / again, persistent=False)
+        self.check(processor)
+
+    def check(self, processor) -> None:
+        """Compare with the processor itself on an image of noise, to one grey level."""
+        size = (40, 56) if mode(processor) == "L" else (40, 56, 3)
+        noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+        image, name = Image.fromarray(noise), type(processor).__name__
+        mend = "Give a processing_class that resizes, crops, rescales and normalises, and does nothing else."
+        try:
+            expected = torch.as_tensor(np.asarray(processor([image], return_tensors="np")["pixel_values"]))
+            pixels = to_pixels([image], processor)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnlearningError(
+                f"{name} cannot be run without its normalisation: {first_line(error)} {mend}"
+            ) from error
+        if expected.dim() != 4 or expected.shape != pixels.shape:
+            raise UnlearningError(f"{name} gives an input of the shape {tuple(expected.shape)}, no image. {mend}")
+        error = (self.normalize(pixels / 255) - expected).abs() / (self.scale.abs() / 255)
+        if error.max() > 1:
+            raise UnlearningError(
+                f"{name} gives other values than its settings say, by up to {error.max():.0f} grey levels. {mend}"
+            )
 
     @property
     def num_labels(self) -> int:
@@ -52,7 +82,8 @@ class PixelClassifier(nn.Module):
         return pixels * self.scale.to(pixels.device) + self.shift.to(pixels.device)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(pixel_values=self.normalize(pixels)).logits
+        with exact_batch_norms(self.model, len(pixels)):
+            return self.model(pixel_values=self.normalize(pixels)).logits
 
     @torch.no_grad()
     def predict(self, pixels: Tensor, batch_size: int = 64) -> Tensor:
@@ -64,10 +95,40 @@ class PixelClassifier(nn.Module):
         return torch.cat(logits)
 
 
+@contextlib.contextmanager
+def exact_batch_norms(model: nn.Module, images: int):
+    """Forward passes inside the block have the right gradient for a single image too.
+
+    For one image torch (2.13, CPU) takes the memory of the gradient that reaches a batch norm, or of the norm's input,
+    for laid out channels last where it is not, and silently returns another gradient. CvT and LeViT, which turn tokens
+    into maps, run into it. Both are laid out contiguously here.
+    """
+    needed = images == 1 and torch.is_grad_enabled()
+    norms = [module for module in model.modules() if needed and isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(lambda _m, args: args[0].contiguous()) for norm in norms]
+    hooks += [norm.register_forward_hook(contiguous_gradient) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def contiguous_gradient(_module, _args, output: Tensor) -> None:
+    if output.requires_grad:
+        output.register_hook(lambda gradient: gradient.contiguous())
+
+
 def to_unit(pixels: Tensor, device: torch.device | str) -> Tensor:
     """uint8 pixels in 0..255, or float pixels in [0, 1], -> float pixels in [0, 1] on ``device``."""
     pixels = pixels.to(device)
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def mode(processor) -> str:
+    """PIL mode of the model's input, read off the length of the processor's mean: "L" for grey-scale, else "RGB"."""
+    mean = processor.to_dict().get("image_mean")
+    return "L" if isinstance(mean, (list, tuple)) and len(mean) == 1 else "RGB"
 
 
 def to_pixels(images: Sequence[Image.Image], processor) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .classifier import to_pixels
+from .classifier import mode, to_pixels
 from .errors import UnlearningError
 from .hub_errors import first_line
 from .labels import check_dataset, class_names, label_ids, reconcile_labels
@@ -165,12 +165,6 @@ def batch_pixels(images: Sequence[Image.Image], processor, image_column: str) ->
 
 def size_of(pixels: Tensor) -> str:
     return f"{pixels.shape[-1]} x {pixels.shape[-2]}"
-
-
-def mode(processor) -> str:
-    """PIL mode of the model's input, read off the length of the processor's mean: "L" for grey-scale, else "RGB"."""
-    mean = processor.to_dict().get("image_mean")
-    return "L" if isinstance(mean, (list, tuple)) and len(mean) == 1 else "RGB"
 
 
 @dataclass(frozen=True)

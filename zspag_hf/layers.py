@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .errors import UnlearningError
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -82,33 +84,77 @@ def as_layer(name: str, module: nn.Module) -> Layer:
 
 
 def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
-    """The layers that unlearning may change: every linear or convolution layer whose forward fires.
+    """The layers that unlearning may change: every linear or convolution layer whose rows are the images'.
 
-    Everything else is frozen: biases, norms, tokens, position tables, embeddings, and modules that never fire, such as
-    the ``out_proj`` inside ``nn.MultiheadAttention``, whose weight is used without calling the module (DESIGN 4.2).
-    So are layers that are no plain product with their weight (BiT standardises it first), and layers that read
-    something
-    else than the images (the position-bias MLP of Swin V2). A weight that two modules share is listed once, under the
-    first name.
+    Everything else is frozen: biases, norms, tokens, position tables, embeddings; modules that never fire, such as the
+    ``out_proj`` inside ``nn.MultiheadAttention``, whose weight is used without calling the module (DESIGN 4.2); layers
+    that are no plain product with a weight of their own (BiT standardises it first, a parametrisation computes it);
+    layers that read something else than the images (the position-bias MLP of Swin V2, the queries of Perceiver's cross
+    attention); and layers whose input does not begin with the images (a transformer with ``batch_first=False``), whose
+    rows belong to no image. A weight that several modules share is listed once, under the first name, if all of them
+    may be listed.
 
     Args:
         model: the classifier.
-        run_forward: a function that runs one forward pass of it, on two images at least: a layer that reads no image is
-            told by having fewer rows than images.
+        run_forward: a function that calls the model once, on two images at least. It is run twice, the second time with
+            the last image changed: a layer reads images where its input changes then, in the last image's part alone.
 
     Returns:
         Layers in the order in which the forward pass reaches them.
+
+    Raises:
+        UnlearningError: no layer is left.
     """
-    fired: dict[str, int] = {}  # name -> leading dimension of its input
     plain = [kind.forward for kind in LAYER_TYPES]
     named = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LAYER_TYPES) and type(module).forward in plain
+        if isinstance(module, LAYER_TYPES) and type(module).forward in plain and isinstance(module.weight, nn.Parameter)
     }
-    hooks = [
-        module.register_forward_pre_hook(lambda _m, x, name=name: fired.setdefault(name, len(x[0])) and None)
-        for name, module in named.items()
+    before: dict[str, list[Tensor]] = {}
+    reads: dict[str, bool] = {}
+
+    def keep(name: str, x: Tensor) -> None:
+        before.setdefault(name, []).append(x.clone())
+
+    def compare(name: str, x: Tensor) -> None:
+        reads[name] = reads_images(before[name].pop(0), x, len(images)) and reads.get(name, True)
+
+    images = run_watched(model, named, run_forward, keep)
+    run_watched(model, named, run_forward, compare, with_another_last_image(images))
+    frozen = {id(named[name].weight) for name in reads if not reads[name]}
+    layers, owner = {}, {}
+    for name in (name for name in reads if id(named[name].weight) not in frozen):
+        first = owner.setdefault(id(named[name].weight), name)
+        if first == name:
+            layers[name] = as_layer(name, named[name])
+        else:
+            layers[first] = replace(layers[first], sharers=(*layers[first].sharers, named[name]))
+    if not layers:
+        raise UnlearningError(
+            "the model has no linear layer or 2-d convolution that reads the images, so nothing of it can be"
+            " constrained: give a model built from nn.Linear and nn.Conv2d."
+        )
+    return layers
+
+
+def run_watched(model: nn.Module, named: dict[str, nn.Module], run_forward, visit, images: Tensor | None = None):
+    """One forward pass, with ``visit(name, input)`` for each call of a named module; returns what the model read.
+
+    Args:
+        images: what the model is to read in place of what ``run_forward`` gives it.
+    """
+    read: list[Tensor] = []
+
+    def look(_module, args: tuple, kwargs: dict):
+        read.append(args[0] if args else kwargs["pixel_values"])
+        if images is None:
+            return None
+        return ((images, *args[1:]), kwargs) if args else (args, kwargs | {"pixel_values": images})
+
+    hooks = [model.register_forward_pre_hook(look, with_kwargs=True)]
+    hooks += [
+        module.register_forward_pre_hook(lambda _m, x, name=name: visit(name, x[0])) for name, module in named.items()
     ]
     try:
         with torch.no_grad():
@@ -116,15 +162,22 @@ def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
     finally:
         for hook in hooks:
             hook.remove()
-    images = next(iter(fired.values()), 1)  # the first layer reads the images themselves
-    layers, owner = {}, {}
-    for name in (name for name, count in fired.items() if count % images == 0):
-        first = owner.setdefault(id(named[name].weight), name)
-        if first == name:
-            layers[name] = as_layer(name, named[name])
-        else:
-            layers[first] = replace(layers[first], sharers=(*layers[first].sharers, named[name]))
-    return layers
+    return read[0]
+
+
+def with_another_last_image(images: Tensor) -> Tensor:
+    noise = torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(0))
+    return torch.cat([images[:-1], images[-1:] + noise.to(images)])
+
+
+def reads_images(before: Tensor, after: Tensor, images: int) -> bool:
+    """Whether a layer's input has one equal part an image, in order: only the last part changes with the last image."""
+    if len(before) % images:
+        return False
+    change = (after - before).abs().unflatten(0, (images, -1)).flatten(1).amax(1)
+    if not change.any():
+        return not before.any()  # what a ReLU left of these images may be nothing at all
+    return not (change[:-1] > 1e-3 * change[-1]).any()  # not 0: sums may be ordered otherwise
 
 
 def head_name(layers: dict[str, Layer], num_labels: int) -> str | None:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME
 
+from .architectures import check_architecture
 from .checkpoint import CARD_NAME, DOING, MERGE, SMALL_FILES, check_config, refusal, weight_files
 from .errors import UnlearningError
 from .hub import DEFAULT, Files, HubOptions, fetch, find
@@ -76,7 +77,13 @@ def resolve_model(model, processing_class, hub: HubOptions = DEFAULT):
     """
     if isinstance(model, (str, os.PathLike)):
         return load_classifier(model, processor=processing_class, hub=hub)
+    if not isinstance(model, PreTrainedModel):
+        raise UnlearningError(
+            f"a model must be a Hub id, a folder or a transformers model, not a {type(model).__name__}: for a plain"
+            " module see zspag_hf.adapter."
+        )
     check_no_adapter(model)
+    check_architecture(model.config.model_type, model.config.problem_type)
     if processing_class is None:
         if not model.config._name_or_path:
             raise UnlearningError("a model given as an object needs its image processor: pass processing_class.")

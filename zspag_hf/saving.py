@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ import tempfile
 import torch
 from transformers import Trainer
 
+from .adapter import ModuleClassifier
 from .checks import check_writable
 from .errors import UnlearningError
 from .publish import full_id, push_folder, write_card
@@ -36,7 +38,9 @@ class PublishingTrainer(Trainer):
 
     def load_weights(self, folder: str) -> None:
         """Copy a checkpoint's weights: Trainer restores only those whose saved names are still the model's own."""
-        saved = type(self.model).from_pretrained(folder, dtype=torch.float32)
+        plain = isinstance(self.model, ModuleClassifier)
+        fresh = {"module": copy.deepcopy(self.model.module)} if plain else {}
+        saved = type(self.model).from_pretrained(folder, dtype=torch.float32, **fresh)
         self.model.load_state_dict(saved.state_dict())
 
     def _push_from_checkpoint(self, checkpoint_folder):

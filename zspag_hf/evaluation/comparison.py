@@ -227,7 +227,10 @@ class Comparison:
         return {name: found.mean(0).tolist() for name, found in maps.items()}
 
 
-GEOMETRY = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size", "crop_pct")
+GEOMETRY = (  # what a processor does to an image before it is normalised
+    *("do_resize", "size", "resample", "size_divisor", "do_thumbnail", "do_align_long_axis", "do_flip_channel_order"),
+    *("do_center_crop", "crop_size", "crop_pct", "do_pad", "pad_size"),
+)
 
 
 def load_other(model, names: list[str], processor, device, hub: HubOptions) -> PixelClassifier:
@@ -255,8 +258,8 @@ def load_others(retrained, beside: dict | None, load) -> dict:
         UnlearningError: ``beside`` is no dict of models by name.
     """
     if beside is not None and not (isinstance(beside, dict) and all(name and isinstance(name, str) for name in beside)):
-        shown = list(beside) if isinstance(beside, dict) else type(beside).__name__
-        raise UnlearningError(f"beside={shown} is no dict, name of the row -> model: name each model.")
+        given = f"names {list(beside)}" if isinstance(beside, dict) else type(beside).__name__
+        raise UnlearningError(f"beside must be a dict, name of the row -> model, not {given}: name each model.")
     given = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
     return {
         "retrained": [load(model) for model in given],

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..classifier import to_unit
+from ..classifier import exact_batch_norms, to_unit
 from ..constraint import HardConstraint, SoftConstraint
 from ..data import KeptProxies
 
@@ -53,5 +53,6 @@ class Method:
     def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Soft cross-entropy between the model's outputs and the targets, mean over the batch."""
         pixels = to_unit(inputs["pixels"], trainer.classifier.device)
-        logits = model(pixel_values=trainer.classifier.normalize(pixels)).logits
+        with exact_batch_norms(model, len(pixels)):
+            logits = model(pixel_values=trainer.classifier.normalize(pixels)).logits
         return F.cross_entropy(logits, inputs["targets"])
