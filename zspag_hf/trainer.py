@@ -193,6 +193,8 @@ class UnlearningTrainer(PublishingTrainer):
                 " no head to finish with: give scope='all'."
             )
         self.original_weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        bias = self.layers[self.head].module.bias if self.head else None
+        self.original_bias = None if bias is None else bias.detach().clone()
 
     # ------------------------------------------------------------------ training
 

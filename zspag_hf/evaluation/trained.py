@@ -83,6 +83,8 @@ def original_classifier(trainer) -> PixelClassifier:
     with torch.no_grad():
         for name, weight in trainer.original_weights.items():
             model.get_submodule(name).weight.copy_(weight)
+        if trainer.original_bias is not None:
+            model.get_submodule(trainer.head).bias.copy_(trainer.original_bias)
     return PixelClassifier(model, trainer.processing_class)
 
 
