@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,9 +87,14 @@ def test_a_yaml_file_is_enough(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "dataset_name: nowhere\nmodel_name_or_path: no/such-model\nforget_classes: [cat]\n"
     )
-    done = run("run.yaml", cwd=tmp_path, check=False)
-    assert done.returncode != 0 and "cannot load an image classifier from 'no/such-model'" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = run("--config", "run.yaml", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: cannot load an image classifier from 'no/such-model'.*\n", done.stderr)
+
+
+def test_a_data_set_without_a_model_is_refused(tmp_path):
+    done = run("--dataset_name", "user/data", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: --dataset_name needs --model_name_or_path")
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")

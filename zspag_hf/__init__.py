@@ -1,14 +1,19 @@
 """Zero-shot unlearning for Hugging Face image classifiers: ZS-PAG (arXiv 2507.21738) behind a ``Trainer``."""
 
-from .attacks import ATTACKS
-from .classifier import PixelClassifier
-from .config import UnlearningConfig
-from .errors import UnlearningError
-from .evaluation import evaluate_unlearning
-from .methods import METHODS
-from .metrics import METRICS
-from .report import UnlearningReport
-from .trainer import UnlearningTrainer
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .attacks import ATTACKS
+    from .classifier import PixelClassifier
+    from .config import UnlearningConfig
+    from .errors import UnlearningError
+    from .evaluation import evaluate_unlearning
+    from .methods import METHODS
+    from .metrics import METRICS
+    from .report import UnlearningReport
+    from .trainer import UnlearningTrainer
 
 __version__ = "0.1.0"
 
@@ -24,3 +29,28 @@ __all__ = [
     "__version__",
     "evaluate_unlearning",
 ]
+
+_PLACES = {
+    "ATTACKS": "attacks",
+    "METHODS": "methods",
+    "METRICS": "metrics",
+    "PixelClassifier": "classifier",
+    "UnlearningConfig": "config",
+    "UnlearningError": "errors",
+    "UnlearningReport": "report",
+    "UnlearningTrainer": "trainer",
+    "evaluate_unlearning": "evaluation",
+}
+
+
+def __getattr__(name: str):
+    """Import what is asked for, when it is asked for: ``zspag-hf --help`` need not wait for torch."""
+    if name in _PLACES:
+        return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,62 @@
+"""From a model's id on the Hub to the id of one that has forgotten, with a card.
+
+    hf auth login
+    accelerate launch examples/unlearn_from_hub.py --model_name_or_path user/vit-cifar10 --dataset_name user/cifar10 \\
+        --forget_classes cat --hub_model_id user/vit-cifar10-without-cat
+
+Without arguments it needs no network: it trains a small ViT on scikit-learn's digits, forgets the "3", and shows what a
+push would upload. Every field of UnlearningConfig is an option.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from digits import digits_dataset, digits_model, train_classifier
+
+from zspag_hf import UnlearningConfig, UnlearningTrainer
+from zspag_hf.cli.parsing import parse, reported
+from zspag_hf.jobs import DataArguments, Job, load_job, run
+from zspag_hf.labels import rows_of_classes
+from zspag_hf.publish import staged
+
+
+def digits_job(config: UnlearningConfig) -> Job:
+    """A small ViT that reads digits, and the images of a 3."""
+    train, test = digits_dataset()
+    model, processor = digits_model(train.features["label"].names, config.seed)
+    train_classifier(model, processor, train, [], config)
+    return Job(model, processor, train.select(rows_of_classes(train, "label", range(10), [3])), test)
+
+
+def publish(trainer: UnlearningTrainer) -> None:
+    """Push, or without an id to push to show what would be."""
+    commit = trainer.push_to_hub() if trainer.args.hub_model_id else None
+    if commit is not None:
+        print(f"pushed: {commit.commit_url}")
+    if trainer.args.hub_model_id or not trainer.is_world_process_zero():
+        return
+    print("\nno --hub_model_id was given, so nothing was pushed. These files would be:")
+    with staged(trainer.args.output_dir, "user/model") as public:
+        for path in sorted(path for path in Path(public).rglob("*") if path.is_file()):
+            print(f"  {os.path.relpath(path, public):<40}{path.stat().st_size:>10} bytes")
+    stays = sorted(name for name in os.listdir(trainer.args.output_dir) if name.startswith("_"))
+    print(f"and these never: {', '.join(stays)}")
+
+
+def main() -> None:
+    data, config = parse((DataArguments, UnlearningConfig), sys.argv[1:])
+    own = data.model_name_or_path is not None
+    if not own:
+        folder = "outputs/from-hub" if config.output_dir == UnlearningConfig.output_dir else config.output_dir
+        config = config.but(forget_classes=["3"], output_dir=folder)
+    trainer = run(load_job(data, config) if own else digits_job(config), config, {}, data.level)
+    if trainer.is_world_process_zero():
+        print(f"\n{trainer.report.summary()}\n\nmodel, report and card: {config.output_dir}")
+    publish(trainer)
+
+
+if __name__ == "__main__":
+    reported(main)

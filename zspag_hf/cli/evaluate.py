@@ -1,0 +1,97 @@
+"""zspag-hf evaluate: how far a model has forgotten that any tool unlearned."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+
+from ..config import UnlearningConfig
+from ..errors import UnlearningError
+from ..evaluation import evaluate_unlearning
+from ..jobs import DataArguments, load_job
+from .parsing import parse
+from .running import (
+    CommandArguments,
+    as_document,
+    check_no_model,
+    document,
+    launch,
+    options_like,
+    page_hint,
+    prepare,
+    show,
+)
+
+HELP = {
+    "prog": "zspag-hf evaluate",
+    "usage": "zspag-hf evaluate --original MODEL --unlearned MODEL --dataset_name DATA --forget_classes ...",
+    "description": "Say how far a model has forgotten that any tool unlearned, beside the original, the masked and\n"
+    "retrained models. Writes report, page and figures into --output_dir.",
+    "examples": (
+        "zspag-hf evaluate --original user/vit --unlearned user/vit-without-cat \\",
+        "    --dataset_name user/photos --forget_classes cat --retrained_models user/vit-retrained",
+    ),
+}
+Options = options_like(
+    *("dataset_name", "forget_classes", "image_column_name", "label_column_name", "label_offset", "model_revision"),
+    *("hub_token", "cache_dir", "trust_remote_code", "allow_pickled_weights", "seed", "use_cpu", "disable_tqdm"),
+)
+
+
+@dataclass
+class EvaluateArguments(DataArguments):
+    """The models, and the images to judge them by."""
+
+    model_name_or_path: str | None = field(default=None, init=False)
+    original: str | None = field(default=None, metadata={"help": "Hub id or folder of the model before."})
+    unlearned: str | None = field(default=None, metadata={"help": "Hub id or folder of the model after."})
+    output_dir: str = "outputs/evaluated"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.original is None or self.unlearned is None:
+            raise UnlearningError("two models are needed: pass --original and --unlearned, Hub ids or folders.")
+        check_no_model(self.output_dir)
+        self.model_name_or_path = self.original
+
+
+def main(argv: list[str]) -> int | None:
+    arguments, command, options = parse((EvaluateArguments, CommandArguments, Options), argv, **HELP)
+    if command.must_launch():
+        return launch("evaluate", argv, command.num_processes, options.use_cpu)
+    config = UnlearningConfig(arguments.output_dir, **asdict(options))
+    with document(command.json) as found:
+        prepare(config)
+        report = evaluate(arguments, config)
+        if not config.distributed_state.is_main_process:
+            return None
+        report.save(arguments.output_dir)
+        show(report, arguments.output_dir, "report and figures")
+        print(page_hint(arguments.output_dir))
+        found |= as_document(report, arguments.output_dir)
+    return None
+
+
+def evaluate(arguments: EvaluateArguments, config: UnlearningConfig):
+    """The report on what the arguments name, loaded and checked as a run would."""
+    job = load_job(arguments, config)
+    report = evaluate_unlearning(
+        job.model,
+        arguments.unlearned,
+        job.forget,
+        job.test,
+        config.forget_classes,
+        retain=job.retain,
+        retrained=job.retrained,
+        level=arguments.level,
+        processing_class=job.processor,
+        label_offset=config.label_offset,
+        label_mapping=job.mapping,
+        image_column_name=config.image_column_name,
+        label_column_name=config.label_column_name,
+        seed=config.seed,
+        hub=config.other_hub,
+        disable_progress=config.disable_tqdm,
+    )
+    report.dataset = None if os.path.exists(config.dataset_name) else config.dataset_name
+    return report
