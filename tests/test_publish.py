@@ -15,7 +15,7 @@ from zspag_hf import UnlearningError, UnlearningReport
 from zspag_hf.publish import check_result, push_folder, staged
 
 CARD = b"---\nlicense: apache-2.0\nlanguage: en\n---\n# A model of animals\n"
-PUBLIC = r"README\.md|config\.json|model\.safetensors|preprocessor_config\.json|unlearning_report\.(json|html)|figures/\w+\.png"
+PUBLIC = r"README\.md|(preprocessor_)?config\.json|model\.safetensors|unlearning_report\.(json|html)|figures/\w+\.png"
 
 WHOLE_RUN = """
 import json, pathlib, sys

@@ -23,7 +23,7 @@ from zspag_hf.requests import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from digits import digits_dataset, digits_model, train_classifier  # noqa: E402
+from digits import digits_dataset, digits_model, train_classifier
 
 FIVE = range(5)
 

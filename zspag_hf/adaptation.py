@@ -89,7 +89,11 @@ def choose_damping(
         move(layers, start, None, 0.0)
     finite = [record for record in records if math.isfinite(record["gain"])]
     if not finite:
-        raise UnlearningError("no finite first step was found: the model's outputs or gradients are not finite.")
+        raise UnlearningError(
+            f"no finite first step was found at energy_threshold {', '.join(map(str, thresholds))}: the model's"
+            " gradients on the forget images are not finite. Check its weights, or give adaptive=False with a"
+            " learning_rate."
+        )
     best = max(record["gain"] for record in finite)
     chosen = [record for record in finite if record["gain"] >= best - SLACK * abs(best)][-1]
     return chosen["energy_threshold"], chosen["step"] / ROUND_STEPS, records

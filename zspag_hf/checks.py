@@ -46,7 +46,8 @@ def check_range(name: str, value, *, whole: bool = False, **bounds: float) -> No
         UnlearningError: it tells the bounds.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UnlearningError(f"{name}={value!r} is not a number (in YAML write 1.0e-3, not 1e-3).")
+        kind = "whole number" if whole else "number (in YAML write 1.0e-3, not 1e-3)"
+        raise UnlearningError(f"{name}={value!r} is not a {kind}.")
     fits = isinstance(value, int) if whole else math.isfinite(value)
     if not fits or not all(BOUNDS[key][1](value, bound) for key, bound in bounds.items()):
         kind = "" if fits else "a whole number " if whole else "a finite number "
@@ -96,6 +97,8 @@ def check_outputs(classifier: PixelClassifier, pixels: Tensor, model: str, image
     count = classifier.num_labels
     try:
         logits = classifier.predict(pixels)
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UnlearningError(
             f"the {model} cannot read {images} of {tuple(pixels.shape[1:])} values: {first_line(error)} Give an image"
@@ -103,7 +106,8 @@ def check_outputs(classifier: PixelClassifier, pixels: Tensor, model: str, image
         ) from error
     if logits.shape[1:] != (count,) or not torch.isfinite(logits).all():
         broken = [name for name, p in classifier.model.named_parameters() if not torch.isfinite(p).all()]
-        cause = f"its parameter {broken[0]!r} is not finite" if broken else f"they are of shape {tuple(logits.shape)}"
+        cause = f"they have the shape {tuple(logits.shape)}" if logits.shape[1:] != (count,) else "some are nan or inf"
+        cause = f"its parameter {broken[0]!r} is not finite" if broken else cause
         raise UnlearningError(
             f"the {model}'s outputs on {images} are not {count} finite numbers ({cause}): give finite weights, no mask"
             " on the logits (the masked model has a row of its own), and the processing_class that belongs to it."

@@ -94,10 +94,11 @@ def unknown_label(label: str, names: Sequence[str], found: list[int]) -> str:
         matches = shown([names[i] for i in found])
         return f"the label {label!r} is ambiguous: it matches {matches}. Give one in full, or its id."
     lowered = {name.casefold(): name for name in names}
-    nearest = difflib.get_close_matches(label.casefold(), lowered, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(label.casefold(), lowered, n=1, cutoff=0.5)
+    hint = f" Did you mean {lowered[nearest[0]]!r}?" if nearest else ""
     return (
-        f"the model has no label {label!r}. Did you mean {lowered[nearest[0]]!r}? Give one of its {len(names)} labels"
-        f" or an id from 0 to {len(names) - 1}: {shown(names)}."
+        f"the model has no label {label!r}.{hint} Give one of its {len(names)} labels or an id from 0 to"
+        f" {len(names) - 1}: {shown(names)}."
     )
 
 

@@ -103,7 +103,7 @@ def option(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def digits(value: float | None, form: str = ".4f") -> str:
+def digits(value: float | None, form: str = "z.4f") -> str:
     """A number as text; a dash for None."""
     return "–" if value is None else format(value, form)
 

@@ -124,7 +124,9 @@ def make_proxies(
     """
     keep = retained_mask(classifier.num_labels, forget_ids)
     if not keep.any():
-        raise UnlearningError(f"all {classifier.num_labels} classes are to be forgotten: at least one must stay.")
+        raise UnlearningError(
+            f"all {classifier.num_labels} classes are to be forgotten: leave at least one out of forget_ids."
+        )
     logits = classifier.predict(pixels, batch_size)
     if policy == "second":
         targets = logits.masked_fill(~keep, -torch.inf).argmax(1)  # eq. 2

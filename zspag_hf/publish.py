@@ -55,9 +55,9 @@ def check_result(folder: str) -> UnlearningReport:
     Raises:
         UnlearningError: no such folder, no report of an unlearning, or no weights.
     """
-    path = Path(folder)
-    if not path.is_dir():
+    if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(folder):
         raise UnlearningError(f"there is no folder {folder!r}: give the output_dir of a finished run.")
+    path = Path(folder)
     if not (path / REPORT_NAME).is_file():
         raise UnlearningError(f"{folder!r} holds no {REPORT_NAME}: give the output_dir of a finished run.")
     try:

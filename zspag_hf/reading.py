@@ -82,11 +82,11 @@ def distance(report) -> list[str]:
         return []
     line = (
         "On forgotten-class test images the unlearned model's answers are"
-        f" {values['unlearned']:.3f} nats (Jensen-Shannon) from a retrained model's; the original's are"
-        f" {values['original']:.3f}, the masked model's {values['masked']:.3f} away."
+        f" {values['unlearned']:z.3f} nats (Jensen-Shannon) from a retrained model's; the original's are"
+        f" {values['original']:z.3f}, the masked model's {values['masked']:z.3f} away."
     )
     if report.retrained_models > 1 and "retrained" in values:
-        line += f" Retrained models are {values['retrained']:.3f} from one another."
+        line += f" Retrained models are {values['retrained']:z.3f} from one another."
     gain = values["masked"] - values["unlearned"]
     tolerance = (report.floors.get("js_ut") or {}).get("tolerance")
     if tolerance is not None and abs(gain) <= tolerance:

@@ -63,7 +63,7 @@ def summary_table(rows: dict[str, dict]) -> str:
         cells = []
         for key, title in columns:
             value, size = row.get(key), max(8, len(title))
-            text = "-" if value is None else f"{value:.1f}" if key == "seconds" else f"{value:.4f}"
+            text = "-" if value is None else f"{value:.1f}" if key == "seconds" else f"{value:z.4f}"
             cells.append(f"{text:>{size}}")
         lines.append("  ".join([f"{name:<{width}}", *cells]))
     return "\n".join(lines)
@@ -110,7 +110,7 @@ def cell_text(cell: Cell) -> str:
     """The value to four digits, the difference to three, * for the best."""
     if cell.value is None:
         return "-"
-    return f"{'*' if cell.best else ''}{cell.value:.4f}{'' if cell.gap is None else f' {cell.gap:+.3f}'}"
+    return f"{'*' if cell.best else ''}{cell.value:z.4f}{'' if cell.gap is None else f' {cell.gap:+.3f}'}"
 
 
 def score_table(report) -> str:

@@ -77,7 +77,7 @@ class AMUN(Method):
         if not len(found):
             raise UnlearningError(
                 f"no forget image has an adversarial example within {FIRST_EPS * 2 ** (DOUBLINGS - 1):.3g}: the model"
-                " gives the same answer everywhere."
+                " gives the same answer everywhere. Give a model whose answers depend on the image."
             )
         pixels = torch.cat([to_unit(forget.pixels, "cpu"), found])
         labels = torch.cat([forget.labels, answers])

@@ -176,8 +176,8 @@ def split(count: int, held_out_share: float, seed: int) -> tuple[Tensor, Tensor]
     held = round(count * held_out_share)
     if held_out_share and (held < 1 or held >= count):
         raise UnlearningError(
-            f"{count} forget images are too few to keep {held_out_share:.0%} to judge by: pass forget_views=48, which"
-            " takes 48 random crops of each image, or adaptive=False with a learning_rate."
+            f"holdout_share={held_out_share} leaves {count} forget images too few to train on and to judge by: pass"
+            " forget_views=48, which takes 48 random crops of each image, or adaptive=False with a learning_rate."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[held:].sort().values, order[:held].sort().values

@@ -1,0 +1,188 @@
+"""Every error of the library, met once: one line that names the value and the mend, before any work, nothing written.
+
+The tables are in ``errors_*.py``, a row each. A new ``raise UnlearningError`` without a row fails the last tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import socket
+import traceback
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import errors_architectures
+import errors_commands
+import errors_data
+import errors_models
+import errors_options
+import errors_results
+import errors_runs
+import pytest
+import transformers
+from datasets import Dataset
+from errors_case import SHARED, TOKEN, Case
+from tiny import tiny_processor
+
+import zspag_hf
+from zspag_hf import UnlearningConfig, UnlearningError, UnlearningTrainer, evaluate_unlearning
+from zspag_hf.attacks import Attack
+from zspag_hf.cli.compare import CompareArguments
+from zspag_hf.cli.info import InfoArguments
+from zspag_hf.cli.running import BaselineArguments, CommandArguments
+from zspag_hf.evaluation import comparison
+from zspag_hf.jobs import DataArguments
+from zspag_hf.publish import push_folder
+
+LIBRARY = Path(zspag_hf.__file__).parent
+TESTS = Path(__file__).parent
+TABLES = [
+    errors_options,
+    errors_models,
+    errors_data,
+    errors_runs,
+    errors_results,
+    errors_commands,
+    errors_architectures,
+]
+
+CASES = {f"{table.__name__}: {case.name}": case for table in TABLES for case in table.CASES}
+
+# (file, function) -> why no row can meet it, and the test that does.
+EXCEPT = {
+    ("checks.py", "check_backend"): ("needs FSDP or DeepSpeed", "test_trainer.py"),
+    ("load_data.py", "check_commit"): ("needs a Hub that fails between two answers", "test_hub_loading.py"),
+}
+
+
+class Outcome:
+    """What a bad input came to: the error, and the files of its folder before and after."""
+
+    def __init__(self, error: BaseException | None, before: dict, after: dict):
+        self.error, self.before, self.after = error, before, after
+
+    @property
+    def site(self) -> tuple[str, int] | None:
+        """File and line in the library that raised."""
+        frames = traceback.extract_tb(self.error.__traceback__) if self.error else []
+        own = [frame for frame in frames if LIBRARY in Path(frame.filename).parents]
+        return (Path(own[-1].filename).relative_to(LIBRARY).as_posix(), own[-1].lineno) if own else None
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def never(what: str):
+    def refuse(*_, **__):
+        raise AssertionError(f"{what} before the input was refused")
+
+    return refuse
+
+
+@pytest.fixture(scope="session")
+def outcome_of(tmp_path_factory):
+    """Feeds a bad input once, and tells what it came to."""
+
+    @cache
+    def feed(case: Case) -> Outcome:
+        folder = tmp_path_factory.mktemp("bad")
+        start = case.given(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HF_TOKEN", TOKEN)
+            patch.setattr(socket.socket, "connect", never("the network was asked"))
+            if not case.works:
+                patch.setattr(Attack, "__call__", never("an attack ran"))
+                patch.setattr(transformers.Trainer, "training_step", never("a step was trained"))
+                patch.setattr(comparison, "gather_table", never("a score was computed"))
+            before = files(folder)
+            try:
+                case.feed(start)
+            except Exception as error:  # whatever it is: the test tells
+                return Outcome(error, before, files(folder))
+            return Outcome(None, before, files(folder))
+
+    return feed
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def test_one_error_of_one_line_names_the_value_and_the_mend(case, outcome_of):
+    outcome = outcome_of(case)
+    assert type(outcome.error) is UnlearningError, traceback.format_exception(outcome.error)
+    message = str(outcome.error)
+    assert "\n" not in message
+    assert case.value in message and case.mend in message, message
+
+
+def test_the_message_shows_no_token_and_no_place_that_was_not_given(case, outcome_of, tmp_path_factory):
+    message = str(outcome_of(case).error)
+    assert TOKEN not in message and " at 0x" not in message
+    own = (str(tmp_path_factory.getbasetemp()), str(SHARED))
+    places = re.findall(r"(?<![\w:/.<])/[\w.-]+/[\w./-]*", message)
+    assert all(place.startswith(own) for place in places), message
+
+
+def test_nothing_is_written(case, outcome_of):
+    outcome = outcome_of(case)
+    assert outcome.after == outcome.before
+
+
+def test_what_the_mend_names_exists(case, outcome_of):
+    message = re.sub(r"'[^']*'", "", str(outcome_of(case).error))
+    assert set(re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b(?!\.)", message)) <= known_names(), message
+
+
+@cache
+def known_names() -> set[str]:
+    """Options, arguments and columns of the library, and what its messages name of other libraries."""
+    calls = [evaluate_unlearning, UnlearningTrainer, UnlearningTrainer.train, push_folder]
+    arguments = {name for call in calls for name in inspect.signature(call).parameters}
+    kinds = (UnlearningConfig, DataArguments, BaselineArguments, CommandArguments, CompareArguments, InfoArguments)
+    options = {field.name for kind in kinds for field in fields(kind)}
+    methods = {name for kind in (UnlearningTrainer, Dataset, transformers.PreTrainedModel) for name in dir(kind)}
+    of_others = {"merge_and_unload", "multi_gpu", "num_labels", *tiny_processor().to_dict()}
+    return arguments | options | methods | of_others | {*dir(zspag_hf)}
+
+
+# ---------------------------------------------------------------------- completeness
+
+
+def raising() -> list[tuple[str, str, int, int]]:
+    """File, function, first and last line of every statement that raises an UnlearningError, made there or returned by
+    a function that says so."""
+    trees = {path.relative_to(LIBRARY).as_posix(): ast.parse(path.read_text()) for path in LIBRARY.rglob("*.py")}
+    functions = [(name, f) for name, tree in trees.items() for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+    makers = {f.name for _, f in functions if getattr(f.returns, "id", None) == "UnlearningError"} | {"UnlearningError"}
+    found = []
+    for name, function in functions:
+        raised = (node for node in ast.walk(function) if isinstance(node, ast.Raise))
+        own = [node for node in raised if getattr(getattr(node.exc, "func", None), "id", None) in makers]
+        found += [(name, function.name, node.lineno, node.end_lineno) for node in own]
+    return sorted(found)
+
+
+def test_every_error_has_a_row(outcome_of):
+    met = {outcome_of(case).site for case in CASES.values()}
+    unmet = [
+        f"{name}:{first} in {function}"
+        for name, function, first, last in raising()
+        if (name, function) not in EXCEPT and not any((name, line) in met for line in range(first, last + 1))
+    ]
+    assert not unmet, "no row meets " + ", ".join(unmet)
+
+
+def test_every_exception_is_needed_and_covered_elsewhere():
+    known = {(name, function) for name, function, *_ in raising()}
+    for place, (reason, test) in EXCEPT.items():
+        assert place in known and reason and (TESTS / test).is_file(), place
+
+
+def test_there_are_rows_enough_and_no_two_of_one_name():
+    assert len(CASES) == sum(len(table.CASES) for table in TABLES) >= 40
