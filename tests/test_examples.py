@@ -12,13 +12,14 @@ import torch
 from tiny import images, tiny_model, tiny_processor
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+PEOPLE = ("Ada", "Grace", "John")
 QUIET = ["--disable_tqdm", "true", "--use_cpu", "true"]
 
 
-def run(*arguments, cwd, launcher=(sys.executable,), check=True):
+def run(*arguments, cwd, launcher=(sys.executable,), check=True, example="unlearn_vit.py"):
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [*launcher, str(EXAMPLES / "unlearn_vit.py"), *map(str, arguments)],
+        [*launcher, str(EXAMPLES / example), *map(str, arguments)],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -124,3 +125,22 @@ def test_two_processes_equal_one(tmp_path):
     one, two = (load_file(tmp_path / name / "w.safetensors") for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_from_the_hub_shows_what_a_push_would_upload_without_a_network(tmp_path):
+    done = run(*QUIET, cwd=tmp_path, example="unlearn_from_hub.py")
+    shown = done.stdout.split("These files would be:")[1]
+    names = [line.split()[0] for line in shown.splitlines() if line.endswith("bytes")]
+    assert {"README.md", "config.json", "model.safetensors", "unlearning_report.json"} <= set(names)
+    assert all("_request" not in name for name in names) and "never: _request.json" in shown
+
+
+def test_two_people_in_a_row_leave_a_face_classifier(tmp_path):
+    done = run(*QUIET, cwd=tmp_path, example="deletion_request.py")
+    accuracies = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line[:5].strip() in PEOPLE}
+    assert [float(a) for a in accuracies["Ada"][1:]] == [0, 0]
+    assert float(accuracies["Grace"][1]) > 0.9 and float(accuracies["Grace"][2]) == 0
+    assert float(accuracies["John"][2]) > 0.9
+    assert done.stdout.count("are those that") == 2 and "are NOT" not in done.stdout
+    ledger = json.loads((tmp_path / "outputs" / "deletion" / "without-2" / "config.json").read_text())["unlearning"]
+    assert [entry["classes"][0]["label"] for entry in ledger] == ["Ada", "Grace"]

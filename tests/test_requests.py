@@ -241,6 +241,18 @@ class TestThreeInARow:
         of_three = torch.stack([item["pixels"] for item in run.eval_dataset if item["labels"] == 3])
         assert run.classifier.predict(of_three).softmax(1)[:, 3].max() < 0.05
 
+    def test_no_picture_of_a_forgotten_class_is_answered_with_another_forgotten_class(self, runs):
+        """acc_ut does not see it: the answer is wrong, but of a class that is gone."""
+        run, _, _ = runs
+        items = [item["pixels"] for item in run.eval_dataset if int(item["labels"]) in run.forget_ids]
+        answers = run.classifier.predict(torch.stack(items)).argmax(1)
+        assert torch.isin(answers, torch.tensor(run.forget_ids)).float().mean() < 0.02
+
+    def test_the_original_in_the_table_is_the_model_as_it_came(self, runs):
+        run, found, _ = runs
+        before = run.report.models["original"]["acc_rt"]
+        assert abs(before - found[1]["eval_acc_rt"]) < 0.01, "its biases are put back too"
+
     def test_the_whole_history_stands_in_config_and_report(self, runs):
         run, _, _ = runs
         ledger = run.model.config.unlearning
