@@ -23,7 +23,10 @@ import torch
 from safetensors.torch import save_file
 from tiny import config, images
 from zspag_hf import UnlearningTrainer
+from zspag_hf.methods import stages
 
+made, make_proxies = [], stages.make_proxies
+stages.make_proxies = lambda *given, **options: made.append(make_proxies(*given, **options)) or made[-1]
 out = pathlib.Path(sys.argv[1])
 options = config(out, push_to_hub=True, hub_model_id="user/out", hub_private_repo=True, adaptive=False, max_steps=4,
     energy_threshold=0.9, save_strategy="steps", save_steps=2, proxy_policy="quota", report_to="none")
@@ -36,6 +39,7 @@ probe = torch.arange(2 * 3 * 64).reshape(2, 3, 8, 8) % 256
 print(json.dumps({
     "logits": run.classifier.predict(probe.to(torch.uint8)).tolist(),
     "base": [run.base_model, run.base_revision],
+    "proxies": [proxy.flatten()[:6].tolist() for proxies in made for proxy in proxies.pixels],
 }))
 """
 READ_BACK = """
@@ -193,6 +197,16 @@ class TestWholeRun:
                 raw = raw if isinstance(raw, bytes) else raw.tobytes()
                 assert raw[:24] not in sent
                 assert raw[:24].hex().encode() not in sent
+
+    def test_no_byte_of_a_proxy_is_uploaded(self, pushed):
+        hub, told, _, _ = pushed
+        sent = hub.uploaded()
+        assert len(told["proxies"]) > 4
+        for start in told["proxies"]:
+            floats = np.array(start, dtype=np.float32)
+            for raw in (floats, floats.astype(np.float64), (floats * 255).round().astype(np.uint8)):
+                assert raw.tobytes() not in sent
+            assert str(start)[1:-1].encode() not in sent
 
     def test_the_card_takes_over_licence_and_names_the_base_by_commit(self, pushed):
         hub, told, _, _ = pushed
