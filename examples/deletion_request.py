@@ -42,8 +42,11 @@ class RequestArguments:
 def train_on_faces(folder: Path, config: UnlearningConfig) -> str:
     """The classifier that the requests are about, saved as any other."""
     model, processor = digits_model(PEOPLE, config.seed, size=32, patch=4)
-    train_classifier(model, processor, faces_dataset(), [], config, epochs=30).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    train_classifier(model, processor, faces_dataset(), [], config, epochs=30)
+    if config.process_index == 0:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    config.distributed_state.wait_for_everyone()
     return str(folder)
 
 

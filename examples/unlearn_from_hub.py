@@ -2,7 +2,7 @@
 
     hf auth login
     accelerate launch examples/unlearn_from_hub.py --model_name_or_path user/vit-cifar10 --dataset_name user/cifar10 \\
-        --forget_classes cat --hub_model_id user/vit-cifar10-without-cat
+        --forget_classes cat --hub_model_id user/vit-cifar10-without-cat --push_to_hub
 
 Without arguments it needs no network: it trains a small ViT on scikit-learn's digits, forgets the "3", and shows what a
 push would upload. Every field of UnlearningConfig is an option.
@@ -32,13 +32,13 @@ def digits_job(config: UnlearningConfig) -> Job:
 
 
 def publish(trainer: UnlearningTrainer) -> None:
-    """Push, or without an id to push to show what would be."""
-    commit = trainer.push_to_hub() if trainer.args.hub_model_id else None
-    if commit is not None:
-        print(f"pushed: {commit.commit_url}")
-    if trainer.args.hub_model_id or not trainer.is_world_process_zero():
+    """Say where it was pushed, or show what would be."""
+    if not trainer.is_world_process_zero():
         return
-    print("\nno --hub_model_id was given, so nothing was pushed. These files would be:")
+    if trainer.args.push_to_hub:  # the run has done it, when it was evaluated
+        print(f"pushed: {trainer.hub_model_id}")
+        return
+    print("\nwithout --push_to_hub nothing was pushed. These files would be:")
     with staged(trainer.args.output_dir, "user/model") as public:
         for path in sorted(path for path in Path(public).rglob("*") if path.is_file()):
             print(f"  {os.path.relpath(path, public):<40}{path.stat().st_size:>10} bytes")

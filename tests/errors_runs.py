@@ -153,6 +153,12 @@ TRAINING = [
         works=True,
     ),
     Case(
+        "images of a class that is gone",
+        training(model=ledger(ENTRY)(), forget=images([2, 2]), method="amun", forget_classes=None, adaptive=False),
+        "2 forget images",
+        "take them out of forget_dataset",
+    ),
+    Case(
         "a model of one answer",
         training(model=constant(), forget=images([2]), method="amun", forget_classes=None, adaptive=False),
         "within 20.5",

@@ -181,7 +181,7 @@ class TestWholeRun:
     def test_no_byte_of_a_forget_image_or_of_this_machine_is_uploaded(self, pushed):
         hub, _, _, folder = pushed
         sent = hub.uploaded()
-        nonce = json.loads((folder / "output folder" / "out" / "_request.json").read_text())["nonce"]
+        (nonce,) = json.loads((folder / "output folder" / "out" / "_request.json").read_text()).values()
         assert (folder / "output folder" / "out" / "checkpoint-2" / "optimizer.pt").exists(), "to be left out"
         for secret in (nonce, str(folder), "output folder", hub.write_token, "optimizer", "training_args"):
             assert secret.encode() not in sent, secret
@@ -242,6 +242,7 @@ def test_failures_publish_nothing_and_a_second_try_goes_on(result, tmp_path):
             "at batch": {"repo_id": "user/at-batch", "token": hub.write_token},
             "too fast": {"repo_id": "user/too-fast", "token": hub.write_token},
             "there": {"repo_id": "there", "token": hub.write_token},
+            "public": {"repo_id": "user/there", "token": hub.write_token, "private": True},
             "pull request": {"repo_id": "user/pr", "token": hub.write_token, "create_pr": True},
             "branch": {"repo_id": "user/branch", "token": hub.write_token, "revision": "v2", "private": True},
         }
@@ -261,6 +262,7 @@ def test_failures_publish_nothing_and_a_second_try_goes_on(result, tmp_path):
             "at commit": r"failed \(500\): try again later",
             "at batch": r"failed \(503\)",
             "too fast": r"\(429\): wait 7 s",
+            "public": "'user/there' exists and is public",
         }
         for name, text in said.items():
             assert re.match("error: ", first[name]) and re.search(text, first[name]), (name, first[name])

@@ -145,7 +145,7 @@ class TestCommitment:
         made = UnlearningReport.load(folder).request
         assert proves(folder, made, run.forget.images.flip(0))
         assert not proves(folder, made, run.forget.images[1:])
-        nonce = json.loads((Path(folder) / "_request.json").read_text())["nonce"]
+        nonce = json.loads((Path(folder) / "_request.json").read_text())[made["commitment"]]
         public = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != "_request.json"]
         assert not any(nonce.encode() in path.read_bytes() for path in public)
         assert stat.S_IMODE((Path(folder) / "_request.json").stat().st_mode) == 0o600

@@ -16,9 +16,10 @@ from .checks import check_choice, check_range, check_same_labels
 from .config import UnlearningConfig
 from .errors import UnlearningError
 from .evaluation import LEVELS
-from .labels import class_names, model_labels, reconcile_labels
+from .labels import class_names, model_labels, reconcile_labels, rows_of_classes
 from .load_data import load_split
 from .loading import load_classifier
+from .publish import full_id
 from .requests import LEDGER, earlier_requests, resolve_request, select_rows
 from .trainer import UnlearningTrainer
 
@@ -39,7 +40,10 @@ ALL = {
     "ZS-PAG, paper's form": {"variant": "paper"},
     "ZS-PAG, last layer": {"scope": "head"},
 }
-BASELINES: dict[str, dict[str, dict]] = {"none": {}, "few": FEW, "all": ALL}
+BASELINES: dict[str, dict[str, dict]] = {
+    kind: {name: {"method": "zspag"} | options for name, options in rows.items()}
+    for kind, rows in (("none", {}), ("few", FEW), ("all", ALL))
+}
 
 
 @dataclass
@@ -139,7 +143,7 @@ def load_job(arguments: DataArguments, config: UnlearningConfig) -> Job:
         test = without(test, rows)
     retain = None
     if arguments.retain_in_evaluation:
-        gone = select_rows(train, class_ids=request.forgotten_ids, **columns)
+        gone = rows_of_classes(train, config.label_column_name, ids, request.forgotten_ids)
         retain = without(train, {*gone, *rows})
     for name in arguments.retrained_models:
         check_same_labels(load_classifier(name, hub=config.other_hub)[0].config, names)  # not after the training
@@ -201,6 +205,8 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
     Returns:
         The trainer of the main run.
     """
+    if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:  # now, and not after the other settings
+        full_id(config.hub_model_id or os.path.basename(os.path.abspath(config.output_dir)), config.hub_token)
     start = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
     history = earlier_requests(job.model.config)
     beside = {}

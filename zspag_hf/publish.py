@@ -24,7 +24,8 @@ from .errors import UnlearningError
 from .files import write_whole
 from .hub_errors import hub_errors
 from .model_card import model_card
-from .report import REPORT_NAME, UnlearningReport
+from .report import PAGE_NAME, REPORT_NAME, UnlearningReport
+from .requests import LEDGER
 
 CARD_NAME = "README.md"
 MODEL_FILES = re.compile(
@@ -37,7 +38,7 @@ REPLACED = [
     "*.safetensors",
     "*.safetensors.index.json",
     *(f"*.{suffix}" for suffix in ("bin", "bin.index.json", "h5", "msgpack", "ckpt", "pt", "pth", "onnx", "tflite")),
-    "figures/*.png",
+    *("*.pb", "*.keras", "*.gguf", "figures/*.png", PAGE_NAME),
 ]
 
 
@@ -72,9 +73,14 @@ def check_result(folder: str) -> UnlearningReport:
         if not (path / name).is_file():
             raise UnlearningError(f"{folder!r} holds no {name}: give the output_dir of a finished run.")
     try:
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UnlearningError(f"{folder!r} holds a config.json that cannot be read ({error}): unlearn anew.") from error
+    if (config.get(LEDGER) or [None])[-1] != report.request:
+        raise UnlearningError(
+            f"the report in {folder!r} and its config.json are of different runs, one of which was cut off:"
+            " unlearn anew."
+        )
     if not any(path.glob("model*.safetensors")):
         raise UnlearningError(f"{folder!r} holds no model.safetensors: give the output_dir of a finished run.")
     return report
@@ -128,6 +134,19 @@ def full_id(repo_id: str, token: str | None) -> str:
     return repo_id if "/" in repo_id else f"{user}/{repo_id}"
 
 
+def check_private(repo_id: str, wanted: bool | None, found: bool) -> None:
+    """Refuse a public repository where a private one was asked for: it is private or not when it is made.
+
+    Raises:
+        UnlearningError: it is public.
+    """
+    if wanted and not found:
+        raise UnlearningError(
+            f"{repo_id!r} exists and is public, and hub_private_repo=True asks for a private one: make it private on"
+            " the Hub, or give another hub_model_id."
+        )
+
+
 def push_folder(
     folder: str,
     repo_id: str,
@@ -164,7 +183,8 @@ def push_folder(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         head = api.repo_info(repo_id, revision=revision)
-        added = sorted(str(path.relative_to(public)) for path in Path(public).rglob("*") if path.is_file())
+        check_private(repo_id, private, head.private)
+        added = sorted(path.relative_to(public).as_posix() for path in Path(public).rglob("*") if path.is_file())
         stale = {name for name in filter_repo_objects([f.rfilename for f in head.siblings], allow_patterns=REPLACED)}
         return api.create_commit(  # upload_folder would make several commits of a large folder
             repo_id,

@@ -26,7 +26,6 @@ from datasets import ClassLabel, Dataset, Value
 from torch import Tensor
 
 from .errors import UnlearningError
-from .files import write_whole
 from .labels import resolve_classes, rows_of_classes, shown
 from .methods import METHODS
 
@@ -199,7 +198,7 @@ def check_new(ids: Sequence[int], history: Sequence[dict], names: Sequence[str])
         if gone:
             raise UnlearningError(
                 f"the model has forgotten {shown([names[i] for i in sorted(gone)])} already, by request {number} of"
-                f" {entry['date']}: leave it out of forget_classes."
+                f" {entry.get('date', 'an unknown date')}: leave it out of forget_classes."
             )
 
 
@@ -245,11 +244,20 @@ def commitment(nonce: str, classes: list[dict], images: Tensor) -> str:
 
 
 def write_nonce(folder: str, nonce: str, found: str) -> None:
-    """Keep the nonce beside the model, readable by its owner alone."""
-    path = write_whole(
-        os.path.join(folder, PRIVATE_NAME), json.dumps({"nonce": nonce, "commitment": found}, indent=1).encode()
-    )
-    os.chmod(path, 0o600)
+    """Keep the nonce beside the model, with those of earlier runs in the folder, readable by its owner alone."""
+    path = os.path.join(folder, PRIVATE_NAME)
+    with open(os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(nonces(folder) | {found: nonce}, file, indent=1)
+    os.replace(path + ".part", path)
+
+
+def nonces(folder: str) -> dict[str, str]:
+    """commitment -> nonce of every run that was saved in a folder."""
+    path = os.path.join(folder, PRIVATE_NAME)
+    if not os.path.isfile(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def proves(folder: str, entry: dict, images: Tensor) -> bool:
@@ -259,13 +267,12 @@ def proves(folder: str, entry: dict, images: Tensor) -> bool:
         entry: of the ledger or of the report. images: ``(N, channels, H, W)`` uint8, in any order.
 
     Raises:
-        UnlearningError: the folder does not hold the nonce.
+        UnlearningError: the folder does not hold the nonce of this entry.
     """
-    path = os.path.join(folder, PRIVATE_NAME)
-    if not os.path.isfile(path):
+    nonce = nonces(folder).get(entry["commitment"])
+    if nonce is None:
         raise UnlearningError(
-            f"{folder!r} holds no {PRIVATE_NAME}, which no push uploads: give the output_dir of the run itself."
+            f"{folder!r} holds no {PRIVATE_NAME} with the nonce of this request, which no push uploads: give the"
+            " output_dir of the run itself."
         )
-    with open(path, encoding="utf-8") as file:
-        nonce = json.load(file)["nonce"]
     return commitment(nonce, entry["classes"], images) == entry["commitment"]

@@ -53,10 +53,12 @@ class PublishingTrainer(Trainer):
             self.check_unlearned("save_model")
         folder = output_dir or self.args.output_dir
         check_writable(folder)
+        if self.args.should_save and self.report is not None:  # first: a commitment without its nonce proves nothing
+            os.makedirs(folder, exist_ok=True)
+            write_nonce(folder, self.nonce, self.report.request["commitment"])
         super().save_model(folder, _internal_call=True)
         if self.args.should_save and self.report is not None:
             self.report.save(folder)
-            write_nonce(folder, self.nonce, self.report.request["commitment"])
             write_card(folder, self.report, self.hub_model_id)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()

@@ -97,7 +97,9 @@ class UnlearningTrainer(PublishingTrainer):
         model, processing_class = resolve_model(model, processing_class, args.hub)
         check_trainable(model)
         self.base_model, self.base_revision = source_of(model)
-        self.inherited = inherited_card(model.config._name_or_path, replace(args.hub, revision=self.base_revision))
+        origin = model.config._name_or_path
+        revision = None if os.path.isdir(origin) else self.base_revision
+        self.inherited = inherited_card(origin, replace(args.hub, revision=revision))
         self.label_names_by_id = model_labels(model.config)
         self.request = resolve_request(args.forget_classes, self.label_names_by_id, model.config, args.method)
         self.forget_ids = self.request.forgotten_ids

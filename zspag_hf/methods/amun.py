@@ -70,10 +70,18 @@ class AMUN(Method):
 
     def prepare(self, trainer) -> Plan:
         forget, classifier, args = trainer.forget, trainer.classifier, trainer.args
+        gone = torch.tensor(trainer.forget_ids, dtype=torch.long)
+        if torch.isin(forget.labels, gone).any():
+            raise UnlearningError(
+                f"{int(torch.isin(forget.labels, gone).sum())} forget images are of classes that an earlier request"
+                " forgot, and would be taught again: take them out of forget_dataset."
+            )
         with trainer.stage("proxies"):
             found, answers, radii = nearest_adversaries(
                 classifier, forget.pixels, forget.labels, disable_progress=trainer.quiet
             )
+        kept = ~torch.isin(answers, gone)  # no share of a target for what earlier requests forgot
+        found, answers = found[kept], answers[kept]
         if not len(found):
             raise UnlearningError(
                 f"no forget image has an adversarial example within {FIRST_EPS * 2 ** (DOUBLINGS - 1):.3g}: the model"
@@ -85,7 +93,7 @@ class AMUN(Method):
         reached = radii[radii.isfinite()]
         plan.facts["proxies"] = {
             "count": len(found),
-            "attack_success_rate": len(found) / len(radii),
+            "attack_success_rate": len(reached) / len(radii),
             "mean_radius": float(reached.mean()),
         }
         if args.constraint != "none":
