@@ -25,7 +25,7 @@ from faces import PEOPLE, faces_dataset
 from zspag_hf import UnlearningConfig
 from zspag_hf.cli.parsing import parse, reported
 from zspag_hf.jobs import DataArguments, Job, announce, load_job, run
-from zspag_hf.labels import rows_of_classes
+from zspag_hf.labels import resolve_classes, rows_of_classes
 from zspag_hf.loading import load_classifier
 from zspag_hf.requests import proves
 from zspag_hf.trainer import UnlearningTrainer
@@ -42,7 +42,7 @@ class RequestArguments:
 def train_on_faces(folder: Path, config: UnlearningConfig) -> str:
     """The classifier that the requests are about, saved as any other."""
     model, processor = digits_model(PEOPLE, config.seed, size=32, patch=4)
-    train_classifier(model, processor, faces_dataset(), [], config, epochs=30)
+    train_classifier(model, processor, faces_dataset(), [], config.but(output_dir=str(folder)), epochs=30)
     if config.process_index == 0:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -80,6 +80,8 @@ def main() -> None:
     arguments, data, config = parse((RequestArguments, DataArguments, UnlearningConfig), sys.argv[1:])
     out = Path("outputs/deletion" if config.output_dir == UnlearningConfig.output_dir else config.output_dir)
     drawn = data.model_name_or_path is None
+    if drawn:
+        resolve_classes(arguments.people, PEOPLE)  # a name that nobody has is told before the training
     source = train_on_faces(out / "original", config) if drawn else data.model_name_or_path
     trainers = {}
     for number, person in enumerate(arguments.people, 1):

@@ -20,12 +20,25 @@ from errors_case import (
     without,
     writing,
 )
-from tiny import images, tiny_model, tiny_processor, trainer
+from tiny import config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningReport
+from zspag_hf.jobs import BASELINES, run
 from zspag_hf.model_card import model_card
 from zspag_hf.publish import push_folder
 from zspag_hf.requests import proves
+
+
+def request_for_images(folder, seed):
+    return trainer(folder, forget=images([0, 1, 2], seed=seed), method="amun", forget_classes=None, max_steps=1)
+
+
+def saved_request_for_images(folder):
+    run = request_for_images(folder, seed=1)
+    run.train()
+    run.save_model()
+    return folder
+
 
 BLANK = PIL.Image.new("RGB", (8, 8))
 
@@ -143,6 +156,19 @@ RESULTS = [
     Case("no weights", push(), "no model.safetensors", "output_dir", a_result(without("model.safetensors"))),
     Case("a pull request to a branch", push(revision="v2", create_pr=True), "'v2'", "leave revision", a_result()),
     Case("no id to push to", push("a/b/c"), "'a/b/c'", "user/name", a_result()),
+    Case(
+        "classes beside images",
+        lambda folder: run(None, config(folder, method="amun", forget_classes=None), BASELINES["few"], "quick"),
+        "method='amun'",
+        "baselines='none'",
+    ),
+    Case(
+        "other images in the folder of a request for images",
+        lambda out: request_for_images(out, seed=2),
+        "other images",
+        "a new folder",
+        lambda folder: saved_request_for_images(folder),
+    ),
     Case(
         "a proof without its nonce",
         lambda out: proves(out, {"commitment": "0", "classes": []}, None),

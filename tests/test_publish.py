@@ -12,7 +12,7 @@ from loopback_hub import NO_WAITS, LoopbackHub
 from tiny import images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningError, UnlearningReport
-from zspag_hf.publish import check_result, push_folder, staged
+from zspag_hf.publish import check_result, code_files, push_folder, staged
 
 CARD = b"---\nlicense: apache-2.0\nlanguage: en\n---\n# A model of animals\n"
 PUBLIC = r"README\.md|(preprocessor_)?config\.json|model\.safetensors|unlearning_report\.(json|html)|figures/\w+\.png"
@@ -109,6 +109,16 @@ class TestStage:
             assert not names & {"projection", "heatmaps"}
             text = (Path(public) / "README.md").read_text() + (Path(public) / "unlearning_report.html").read_text()
             assert 'id="heatmaps"' not in text and "heatmaps.png" not in text and "projection.png" not in text
+
+    def test_of_a_models_own_code_only_what_it_imports_is_staged(self, tmp_path):
+        configs = {"config.json": {"auto_map": {"AutoModel": "own.Own"}}, "preprocessor_config.json": {}}
+        files = {name: json.dumps(content) for name, content in configs.items()}
+        files |= {"own.py": "from .part import x\n", "part.py": "x = 1\n", "loader.py": "SECRET = 1\n"}
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        assert code_files(str(tmp_path)) == {"own.py", "part.py"}
+        (tmp_path / "config.json").write_text("{}")
+        assert code_files(str(tmp_path)) == set()
 
     def test_the_card_shows_pictures_that_are_there(self, result):
         with staged(str(result), "user/out") as public:

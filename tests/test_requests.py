@@ -11,6 +11,7 @@ from datasets import Dataset
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningConfig, UnlearningError, UnlearningReport, UnlearningTrainer
+from zspag_hf.evaluation.trained import original_classifier
 from zspag_hf.labels import rows_of_classes
 from zspag_hf.requests import (
     commitment,
@@ -62,6 +63,7 @@ class TestRows:
             ({"column": "person"}, "belong together"),
             ({"values": ["ann"]}, "belong together"),
             ({"column": "name", "values": ["ann"]}, r"no column 'name'; its columns are .*person"),
+            ({"column": "label", "values": ["9"]}, "holds '9'"),
             ({"column": "person", "values": ["anne"]}, "holds 'anne'. Did you mean 'ann'"),
             ({"class_ids": []}, "give forget_indices, or forget_column"),
             ({"class_ids": [4]}, "none of the data set's 4 images"),
@@ -176,6 +178,15 @@ def test_a_second_request_keeps_the_first(tmp_path):
     assert (ledger[1]["base_model"], ledger[1]["images"]) == ("out", 20)
 
 
+def test_the_original_of_a_second_request_is_the_model_as_it_came(tmp_path):
+    first = run_request(tiny_model(), "cat", tmp_path / "a", images([2] * 20))
+    came = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
+    second = run_request(first.args.output_dir, "ant", tmp_path / "b", images([0] * 20, seed=1))
+    assert not torch.equal(second.model.classifier.bias, came["classifier.bias"]), "a bias must have moved"
+    original = original_classifier(second).model.state_dict()
+    assert all(torch.equal(original[name], tensor) for name, tensor in came.items())
+
+
 def test_the_folder_of_the_first_request_is_not_overwritten_by_the_second(tmp_path):
     first = run_request(tiny_model(), "cat", tmp_path, images([2] * 20))
     with pytest.raises(UnlearningError, match="holds the result of another request"):
@@ -247,11 +258,6 @@ class TestThreeInARow:
         items = [item["pixels"] for item in run.eval_dataset if int(item["labels"]) in run.forget_ids]
         answers = run.classifier.predict(torch.stack(items)).argmax(1)
         assert torch.isin(answers, torch.tensor(run.forget_ids)).float().mean() < 0.02
-
-    def test_the_original_in_the_table_is_the_model_as_it_came(self, runs):
-        run, found, _ = runs
-        before = run.report.models["original"]["acc_rt"]
-        assert abs(before - found[1]["eval_acc_rt"]) < 0.01, "its biases are put back too"
 
     def test_the_whole_history_stands_in_config_and_report(self, runs):
         run, _, _ = runs

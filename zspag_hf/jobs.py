@@ -19,6 +19,7 @@ from .evaluation import LEVELS
 from .labels import class_names, model_labels, reconcile_labels, rows_of_classes
 from .load_data import load_split
 from .loading import load_classifier
+from .methods import METHODS
 from .publish import full_id
 from .requests import LEDGER, earlier_requests, resolve_request, select_rows
 from .trainer import UnlearningTrainer
@@ -204,7 +205,16 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
 
     Returns:
         The trainer of the main run.
+
+    Raises:
+        UnlearningError: bad input, named with the mend; settings that forget classes beside a request for images.
     """
+    for name, options in settings.items():
+        if METHODS[options.get("method", config.method)].forgets_images != METHODS[config.method].forgets_images:
+            raise UnlearningError(
+                f"method={config.method!r} cannot stand in one table with {name!r}: one forgets images whose classes"
+                " stay, the other whole classes. Leave baselines='none'."
+            )
     if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:  # now, and not after the other settings
         full_id(config.hub_model_id or os.path.basename(os.path.abspath(config.output_dir)), config.hub_token)
     start = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}

@@ -60,6 +60,11 @@ def load_split(
         raise refusal(found, because(error, found)) from error
 
 
+def hub_id(name: str | None) -> str | None:
+    """The id of data on the Hub; None for a folder, whose path is nobody's business."""
+    return None if name is None or os.path.exists(name) else name
+
+
 def refusal(found: Files, why: str) -> UnlearningError:
     return UnlearningError(f"cannot {DOING} {found.name!r}: {why}")
 

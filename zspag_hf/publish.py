@@ -19,6 +19,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from .errors import UnlearningError
 from .files import write_whole
@@ -32,7 +33,6 @@ MODEL_FILES = re.compile(
     r"config\.json|preprocessor_config\.json|processor_config\.json"
     r"|model\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json"
 )
-CODE_FILES = re.compile(r"\w+\.py")  # of a model that brings its own code
 # Weights in other files of the repository would still remember: they go in the same commit.
 REPLACED = [
     "*.safetensors",
@@ -93,12 +93,24 @@ def stage(folder: str, target: str, repo_id: str) -> None:
         folder: a saved result. repo_id: where it will stand, for the card.
     """
     report = public_report(check_result(folder))
-    own_code = "auto_map" in json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    code = code_files(folder)
     for name in sorted(os.listdir(folder)):
-        if MODEL_FILES.fullmatch(name) or (own_code and CODE_FILES.fullmatch(name)):
+        if MODEL_FILES.fullmatch(name) or name in code:
             link_or_copy(os.path.join(folder, name), os.path.join(target, name))
     report.save(target)
     write_card(target, report, repo_id)
+
+
+def code_files(folder: str) -> set[str]:
+    """Of a model that brings its own code, the modules that its configs name and those that they import."""
+    found = set()
+    for name in ("config.json", "preprocessor_config.json"):
+        places = json.loads(Path(folder, name).read_text(encoding="utf-8")).get("auto_map", {}).values()
+        for place in (p for value in places for p in (value if isinstance(value, list) else [value]) if p):
+            module = Path(folder, place.split(".")[0] + ".py")  # "user/repository--own.Model" lies elsewhere
+            if module.is_file():
+                found |= {module.name, *(Path(needed).name for needed in get_relative_import_files(module))}
+    return found
 
 
 def write_card(folder: str, report: UnlearningReport, repo_id: str | None) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor
 from .errors import UnlearningError
 from .labels import resolve_classes, rows_of_classes, shown
 from .methods import METHODS
+from .report import REPORT_NAME, UnlearningReport
 
 LEDGER = "unlearning"  # attribute of the model's config
 PRIVATE_NAME = "_request.json"
@@ -149,7 +150,10 @@ def rows_by_value(dataset: Dataset, column: str, values: Sequence[str | int]) ->
             f"the column {column!r} holds {type(feature).__name__}: give as forget_column one of text or numbers."
         )
     found = dataset[column][:]
-    held = [feature.int2str(item) if isinstance(feature, ClassLabel) else str(item) for item in found]
+    if isinstance(feature, ClassLabel):  # None or -1 stands for an image without a label
+        held = ["" if item is None or item < 0 else feature.int2str(item) for item in found]
+    else:
+        held = [str(item) for item in found]
     wanted, there = {str(value) for value in values}, set(held)
     for value in sorted(wanted - there):
         near = difflib.get_close_matches(value, there, n=1, cutoff=0.0)
@@ -276,3 +280,21 @@ def proves(folder: str, entry: dict, images: Tensor) -> bool:
             " output_dir of the run itself."
         )
     return commitment(nonce, entry["classes"], images) == entry["commitment"]
+
+
+def check_same_images(folder: str, images: Tensor) -> None:
+    """Refuse a folder that holds the result of a request for other images: where no class is named, nothing else tells
+    two requests apart.
+
+    Args:
+        images: ``(N, channels, H, W)`` uint8.
+
+    Raises:
+        UnlearningError: other images, or no nonce to tell by.
+    """
+    if os.path.isfile(os.path.join(folder, REPORT_NAME)):
+        earlier = UnlearningReport.load(folder).request
+        if earlier is None or not proves(folder, earlier, images):
+            raise UnlearningError(
+                f"output_dir {folder!r} holds the result of a request for other images: give an empty or a new folder."
+            )

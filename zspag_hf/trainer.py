@@ -40,7 +40,7 @@ from .methods import METHODS, Plan
 from .metrics import compute
 from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from .report import UnlearningReport
-from .requests import LEDGER, draw_nonce, resolve_request
+from .requests import LEDGER, check_same_images, draw_nonce, resolve_request
 from .saving import PublishingTrainer
 
 LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
@@ -131,6 +131,8 @@ class UnlearningTrainer(PublishingTrainer):
         self.label_names = ["labels"]
         self.classifier = PixelClassifier(self.model, processing_class)
         self.forget = self.read_forget(forget_dataset)
+        if not self.request.class_ids:
+            check_same_images(args.output_dir, self.forget.images)
         self.eval_dataset = None if eval_dataset is None else self.labelled(eval_dataset)
         self.find_layers()
         if not self.own_optimizer:

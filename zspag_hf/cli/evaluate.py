@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 
 from ..config import UnlearningConfig
 from ..errors import UnlearningError
 from ..evaluation import evaluate_unlearning
 from ..jobs import DataArguments, load_job
+from ..load_data import hub_id
 from .parsing import parse
 from .running import (
     CommandArguments,
@@ -93,5 +93,5 @@ def evaluate(arguments: EvaluateArguments, config: UnlearningConfig):
         hub=config.other_hub,
         disable_progress=config.disable_tqdm,
     )
-    report.dataset = None if os.path.exists(config.dataset_name) else config.dataset_name
+    report.dataset = hub_id(config.dataset_name)
     return report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from enum import Enum
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..classifier import PixelClassifier
 from ..config import UnlearningConfig
+from ..load_data import hub_id
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from ..report import UnlearningReport, peak_memory_mb, versions
 from ..requests import new_entry
@@ -48,7 +48,7 @@ def make_report(trainer) -> UnlearningReport:
         base_model=trainer.base_model,
         base_revision=trainer.base_revision,
         inherited=trainer.inherited,
-        dataset=None if os.path.exists(args.dataset_name or os.curdir) else args.dataset_name,
+        dataset=hub_id(args.dataset_name),
         forget_classes=trainer.named(trainer.forget_ids),
         forget_images=len(trainer.forget) // max(1, args.forget_views),
         seed=args.seed,
