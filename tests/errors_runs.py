@@ -121,14 +121,7 @@ TRAINING = [
         "adaptive=False",
     ),
     Case("another model's optimizer", of_another_model, "SGD", "model.parameters()"),
-    Case(
-        "an adaptive run resumed",
-        lambda run: run.train(True),
-        "resume_from_checkpoint=True",
-        "adaptive=False",
-        untrained,
-    ),
-    Case("no checkpoint", lambda run: run.train(True), "resume_from_checkpoint=True", "save_strategy='epoch'", fixed),
+    Case("nothing to resume", lambda run: run.train(True), "resume_from_checkpoint=True", "output_dir", untrained),
     Case("a checkpoint elsewhere", lambda run: run.train("gone"), "'gone'", "save_strategy='epoch'", fixed),
     Case("too few images to judge by", training(forget=images([2])), "1 forget images too few", "forget_views=48"),
     Case(

@@ -16,10 +16,11 @@ from zspag_hf.adaptation import (
     soft_loss,
 )
 from zspag_hf.constraint import SoftConstraint
+from zspag_hf.grams import collect_grams
 from zspag_hf.held_out import HeldOut, Reading, jensen_shannon
 from zspag_hf.layers import constrained_layers
 from zspag_hf.pseudo_labels import pseudo_labels
-from zspag_hf.subspaces import Spectrum, collect_grams
+from zspag_hf.subspaces import Spectrum
 
 
 def setting(classifier=None):

@@ -10,8 +10,9 @@ from torch import nn
 from zspag_hf.checks import check_backend
 from zspag_hf.constraint import HardConstraint, SoftConstraint, attach, freeze_unconstrained
 from zspag_hf.errors import UnlearningError
+from zspag_hf.grams import collect_grams
 from zspag_hf.layers import as_layer, constrained_layers
-from zspag_hf.subspaces import Basis, Spectrum, collect_grams
+from zspag_hf.subspaces import Basis, Spectrum
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1),
@@ -41,8 +42,8 @@ def random_basis(layer, rank):
 
 def random_damping(layer):
     rows = torch.randn(layer.groups, 2 * layer.d_in, layer.d_in, dtype=torch.float64)
-    gram = rows.mT @ rows * torch.logspace(0, -3, layer.d_in, dtype=torch.float64)
-    return Spectrum({"it": (gram + gram.mT) / 2}).damping("it", 0.9)
+    rows = rows * torch.logspace(0, -1.5, layer.d_in, dtype=torch.float64)
+    return Spectrum({"it": rows.mT @ rows}).damping("it", 0.9)
 
 
 def train(module, x, optimizer, steps=6):

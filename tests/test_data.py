@@ -5,14 +5,8 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from tiny import NAMES, images, tiny_processor
 
-from zspag_hf.data import (
-    EvalDataset,
-    KeptProxies,
-    TargetDataset,
-    proxies_like,
-    random_views,
-    read_forget_set,
-)
+from zspag_hf.batches import KeptProxies, TargetDataset, proxies_like
+from zspag_hf.data import EvalDataset, random_views, read_forget_set
 from zspag_hf.errors import UnlearningError
 from zspag_hf.labels import class_names, label_ids, reconcile_labels, resolve_classes, rows_of_classes
 

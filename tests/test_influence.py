@@ -6,6 +6,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from zspag_hf.classifier import PixelClassifier
+from zspag_hf.grams import collect_grams
 from zspag_hf.influence import (
     SOLVERS,
     conjugate_gradients,
@@ -20,7 +21,6 @@ from zspag_hf.influence import (
     output_gradient_factors,
 )
 from zspag_hf.layers import constrained_layers
-from zspag_hf.subspaces import collect_grams
 
 DAMPING = 0.05
 

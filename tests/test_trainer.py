@@ -154,11 +154,6 @@ def test_a_resumed_fixed_run_equals_an_uninterrupted_one(tmp_path, family):
         torch.testing.assert_close(second.model.state_dict()[key], value, atol=1e-6, rtol=0, msg=key)
 
 
-def test_an_adaptive_run_says_that_it_cannot_be_resumed(tmp_path):
-    with pytest.raises(UnlearningError, match="cannot be resumed"):
-        trainer(tmp_path).train(resume_from_checkpoint=True)
-
-
 def test_an_adaptive_run_makes_its_own_optimizer(tmp_path):
     model = tiny_model()
     with pytest.raises(UnlearningError, match="give adaptive=False with optimizers"):
@@ -376,8 +371,11 @@ def test_too_few_images_to_judge_by(tmp_path):
         trainer(tmp_path, forget=images([2])).train()
 
 
-def test_a_loss_that_is_not_finite_stops_a_fixed_run(tmp_path):
-    with pytest.raises(UnlearningError, match=r"the loss is .* at step \d+: lower learning_rate"):
+def test_a_loss_that_is_not_finite_stops_a_fixed_run_and_names_step_and_layer(tmp_path):
+    message = (
+        r"not finite at step 1: the output of its layer 'vit.layers.0.layernorm_before' is not. Lower learning_rate"
+    )
+    with pytest.raises(UnlearningError, match=message):
         trainer(tmp_path, constraint="none", adaptive=False, learning_rate=1e30, num_train_epochs=5).train()
 
 

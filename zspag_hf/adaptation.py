@@ -18,15 +18,15 @@ from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import TrainerCallback
 
 from .classifier import PixelClassifier, to_unit
-from .constraint import SoftConstraint
+from .constraint import SoftConstraint, damped
 from .errors import UnlearningError
 from .held_out import HeldOut, Reading
 from .layers import Layer
+from .processes import from_first, my_batches, summed
 from .subspaces import Spectrum
 
 ROUND_STEPS = 10  # optimizer steps between two looks at the held-out data
@@ -44,15 +44,15 @@ def forget_gradient(
     """Gradient of the mean soft cross-entropy on forget images, by layer, in matrix form ``(groups, out, d_in)``."""
     weights = [layer.weight for layer in layers.values()]
     total = [torch.zeros_like(w) for w in weights]
-    for x, t in zip(pixels.split(batch_size), targets.split(batch_size), strict=True):
+    for rows in my_batches(len(pixels), batch_size):
         with torch.enable_grad():
-            logits = classifier(to_unit(x, classifier.device))
-            loss = F.cross_entropy(logits, t.to(logits.device), reduction="sum") / len(pixels)
+            logits = classifier(to_unit(pixels[rows], classifier.device))
+            loss = F.cross_entropy(logits, targets[rows].to(logits.device), reduction="sum") / len(pixels)
             grads = torch.autograd.grad(loss, weights, allow_unused=True)  # None: does not reach the logits
         for sum_, grad in zip(total, grads, strict=True):
             if grad is not None:
                 sum_ += grad
-    return {name: layer.matrix(g) for (name, layer), g in zip(layers.items(), total, strict=True)}
+    return {name: layer.matrix(summed(g)) for (name, layer), g in zip(layers.items(), total, strict=True)}
 
 
 def choose_damping(
@@ -82,7 +82,7 @@ def choose_damping(
     try:
         for threshold in thresholds:
             dampings = spectrum.dampings(threshold)
-            direction = {name: g @ dampings[name].to(g) for name, g in gradient.items()}
+            direction = {name: damped(layers[name], g, dampings[name]) for name, g in gradient.items()}
             record = probe_step(held_out, layers, start, gradient, direction, pixels, targets, allowed)
             records.append({"energy_threshold": threshold} | record)
     finally:
@@ -126,7 +126,7 @@ def move(layers: dict[str, Layer], start: dict[str, Tensor], direction: dict[str
 
 
 def soft_loss(classifier: PixelClassifier, pixels: Tensor, targets: Tensor) -> float:
-    return float(F.cross_entropy(classifier.predict(pixels), targets))
+    return float(F.cross_entropy(classifier.predict_shared(pixels), targets))
 
 
 class AdaptiveControl(TrainerCallback):
@@ -242,9 +242,7 @@ class AdaptiveControl(TrainerCallback):
 
     def read(self) -> Reading:
         """Every process decides by what the first one read."""
-        payload = [self.held_out.read()]
-        broadcast_object_list(payload)
-        return payload[0]
+        return from_first(self.held_out.read())
 
     def record(self, state, reading: Reading, kept: bool) -> None:
         rate = self.learning_rate * self.constraint.step_scale

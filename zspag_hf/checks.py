@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from .classifier import PixelClassifier
 from .errors import UnlearningError
@@ -195,22 +194,19 @@ def check_writable(folder: str) -> None:
         raise UnlearningError(f"output_dir {folder!r} cannot be written to ({why}): give another folder.") from error
 
 
-def check_checkpoint(given: str | bool | None, output_dir: str) -> None:
+def check_checkpoint(given: str | bool) -> None:
     """Refuse a checkpoint that is not there, which Trainer would look for after the proxies were made.
 
     Args:
-        given: a folder, or True for the last one in ``output_dir``.
+        given: a folder; True and False are no folder's name.
 
     Raises:
         UnlearningError: no such checkpoint.
     """
-    if not given:
-        return
-    folder = get_last_checkpoint(output_dir) if given is True else given
-    if folder is None or not os.path.isfile(os.path.join(folder, TRAINER_STATE_NAME)):
+    if isinstance(given, str) and not os.path.isfile(os.path.join(given, TRAINER_STATE_NAME)):
         raise UnlearningError(
-            f"resume_from_checkpoint={given!r}: there is no checkpoint in {folder or output_dir!r}. Give a folder that"
-            " save_strategy='epoch' wrote, or leave it out."
+            f"resume_from_checkpoint={given!r}: there is no checkpoint there. Give a folder that save_strategy='epoch'"
+            " wrote, True to go on with a run that was cut off, or leave it out."
         )
 
 

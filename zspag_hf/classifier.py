@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from .errors import UnlearningError
 from .hub_errors import first_line
+from .processes import my_batches, summed
 
 
 class PixelClassifier(nn.Module):
@@ -93,6 +94,14 @@ class PixelClassifier(nn.Module):
         logits = [self(to_unit(batch, self.device)).float().cpu() for batch in pixels.split(batch_size)]
         self.model.train(was_training)
         return torch.cat(logits)
+
+    @torch.no_grad()
+    def predict_shared(self, pixels: Tensor, batch_size: int = 64) -> Tensor:
+        """:meth:`predict`, its batches shared among the processes: all of them have to call it."""
+        logits = torch.zeros(len(pixels), self.num_labels)
+        for rows in my_batches(len(pixels), batch_size):
+            logits[rows] = self.predict(pixels[rows], batch_size)
+        return summed(logits)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ ADAPTIVE = {
 POSITIVE, COUNT, WEIGHT = {"above": 0}, {"least": 1, "whole": True}, {"least": 0}
 RANGES = {
     "holdout_share": {"above": 0, "below": 1},
+    "max_memory_gb": POSITIVE,
     "energy_threshold": {"above": 0, "most": 1},
     "attack_eps": POSITIVE,
     "attack_steps": COUNT,
@@ -154,6 +155,10 @@ class UnlearningConfig(TrainingArguments):
         default=None, metadata={"help": f"Inverse-Hessian product: {', '.join(SOLVERS)}."}
     )
     influence_damping: float = field(default=0.01, metadata={"help": "Damping lambda of that product."})
+    max_memory_gb: float = field(
+        default=4.0,
+        metadata={"help": "Bound on the Gram matrices held at once, in 1e9 bytes."},
+    )
     image_column_name: str = field(default="image", metadata={"help": "Image column of the data sets."})
     label_column_name: str = field(default="label", metadata={"help": "Label column of the data sets."})
     label_offset: int | None = field(
@@ -290,10 +295,10 @@ class UnlearningConfig(TrainingArguments):
                     f"an adaptive run needs {name}={needed!r}, not {value!r}: rollback and step size assume plain SGD"
                     " at a constant rate. Give adaptive=False with a learning_rate to use another."
                 )
-        if self.bf16 or self.fp16:
+        if self.fp16:
             raise UnlearningError(
-                f"{'bf16' if self.bf16 else 'fp16'}=True rounds the readings that an adaptive run decides by: leave it"
-                " off, or give adaptive=False with a learning_rate."
+                "fp16=True needs its gradients scaled, which the chosen learning_rate does not know of: give bf16=True,"
+                " or adaptive=False with a learning_rate."
             )
         if self.load_best_model_at_end:
             raise UnlearningError(
@@ -311,6 +316,11 @@ class UnlearningConfig(TrainingArguments):
                     f"{name}={getattr(self, name)!r} shards the weights that the constraint must see whole: leave it"
                     " out."
                 )
+        if self.gradient_checkpointing:
+            raise UnlearningError(
+                "gradient_checkpointing=True does nothing in eval mode, which unlearning trains in: leave it off, lower"
+                " per_device_train_batch_size and raise gradient_accumulation_steps."
+            )
         if self.dataloader_drop_last:
             raise UnlearningError("dataloader_drop_last=True would leave out images to forget: leave it off.")
         if any(part in str(self.optim) for part in ("lomo", "layerwise")):

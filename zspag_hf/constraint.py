@@ -22,7 +22,7 @@ class HardConstraint:
 
     Args:
         layers: the constrained layers; a layer without a basis is left free.
-        bases: layer name -> :class:`Basis` with ``(d_in, rank)`` vectors a group.
+        bases: layer name -> :class:`Basis` with ``(width, rank)`` vectors a group.
     """
 
     def __init__(self, layers: dict[str, Layer], bases: dict[str, Basis]):
@@ -32,6 +32,8 @@ class HardConstraint:
             start = layer.matrix(layer.weight.detach())
             for group, vectors in enumerate(basis.vectors):
                 w0 = start[group]
+                if layer.frame is not None:
+                    vectors = layer.frame[group].to(vectors) @ vectors
                 if vectors.shape[1] <= layer.d_in / 2:
                     u = vectors.to(w0)
                     self.parts.append((layer, group, u, w0 @ u, None))
@@ -72,7 +74,7 @@ class SoftConstraint:
         self.before: dict[str, Tensor] = {}
 
     def set_dampings(self, dampings: dict[str, Tensor]) -> None:
-        """Replace the dampings, ``(groups, d, d)`` a layer; tensors that layers share are converted once."""
+        """Replace the dampings, ``(groups, width, width)`` a layer; tensors that layers share are converted once."""
         placed: dict[int, Tensor] = {}
         for name, damping in dampings.items():
             if id(damping) not in placed:
@@ -89,10 +91,20 @@ class SoftConstraint:
     def after_step(self, *_):
         for name, before in self.before.items():
             layer = self.layers[name]
-            update = self.step_scale * (layer.matrix(layer.weight - before) @ self.dampings[name])
+            update = damped(layer, layer.matrix(layer.weight - before), self.dampings[name])
             layer.weight.copy_(before)
-            layer.matrix(layer.weight).add_(update)
+            layer.matrix(layer.weight).add_(update, alpha=self.step_scale)
         self.before.clear()
+
+
+def damped(layer: Layer, update: Tensor, damping: Tensor) -> Tensor:
+    """``update @ damping``, ``(groups, out, d_in)``; outside of a layer's frame nothing is damped."""
+    damping = damping.to(update)
+    if layer.frame is None:
+        return update @ damping
+    frame = layer.frame.to(update)
+    inside = update @ frame
+    return update - (inside - inside @ damping) @ frame.mT
 
 
 def attach(constraint: HardConstraint | SoftConstraint, optimizer: torch.optim.Optimizer) -> list:

@@ -16,12 +16,12 @@ from .attacks import ATTACKS
 from .classifier import PixelClassifier, to_pixels, to_unit
 from .config import UnlearningConfig
 from .data import mode
+from .grams import collect_grams, shared_inputs
 from .influence import label_influence, mean_gradient, weights_of
 from .labels import model_labels
 from .layers import Layer, constrained_layers, head_name
 from .methods.zspag import CURVATURE_IMAGES
 from .requests import earlier_requests, forgotten_ids
-from .subspaces import collect_grams, input_hooks
 
 # What the forget images decide is taken from two measured runs, a ViT on CIFAR-10 and a MobileNet on ImageNet:
 ATTACK_STEPS = 3  # gradient steps an attack takes on average: 1.5 and 4.3
@@ -111,10 +111,7 @@ def prepare(model, processor) -> tuple[PixelClassifier, dict[str, Layer]]:
 @torch.no_grad()
 def sharing(classifier: PixelClassifier, layers: dict[str, Layer], pixels: Tensor) -> set[str]:
     """Names of the layers that read the same input as an earlier one."""
-    shared: dict[str, str] = {}
-    with input_hooks(layers, shared, lambda *_: None):
-        classifier(to_unit(pixels, classifier.device))
-    return set(shared)
+    return set(shared_inputs(classifier, layers, pixels))
 
 
 def random_pixels(classifier: PixelClassifier, processor, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Forget and eval data: images checked and turned into pixels, in the form that training and evaluation read."""
+"""Forget and eval data: images checked and turned into pixels."""
 
 from __future__ import annotations
 
@@ -165,64 +165,6 @@ def batch_pixels(images: Sequence[Image.Image], processor, image_column: str) ->
 
 def size_of(pixels: Tensor) -> str:
     return f"{pixels.shape[-1]} x {pixels.shape[-2]}"
-
-
-@dataclass(frozen=True)
-class KeptProxies:
-    """Proxies beside the forget images in training.
-
-    pixels ``(P, channels, H, W)`` in [0, 1]; targets ``(P, C)``, the original's outputs without the forgotten classes;
-    labels ``(P,)``, the original's answers; features ``(P, D)``, the original's standardised penultimate features, or
-    None for a model without a head.
-    """
-
-    pixels: Tensor
-    targets: Tensor
-    labels: Tensor
-    features: Tensor | None = None
-
-
-class TargetDataset(torch.utils.data.Dataset):
-    """Forget images with their target distributions, each paired with a proxy to be kept.
-
-    Items: pixels uint8 and targets ``(C,)``; with proxies also proxy_pixels float in [0, 1] and proxy_targets ``(C,)``;
-    with their features also feature_targets ``(D,)``, the features of a proxy of a class drawn from the image's target.
-    What is paired is drawn from seed and epoch, so it depends on neither the batch nor the process.
-    """
-
-    def __init__(self, pixels: Tensor, targets: Tensor, proxies: KeptProxies | None = None, seed: int = 0):
-        self.pixels, self.targets, self.proxies, self.seed = pixels, targets, proxies, seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        if self.proxies is None:
-            return
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        self.pairs = torch.randperm(len(self.proxies.pixels), generator=generator)
-        if self.proxies.features is not None:
-            self.goals = proxies_like(self.targets, self.proxies.labels, generator)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item = {"pixels": self.pixels[index], "targets": self.targets[index]}
-        if self.proxies is not None:
-            pair = self.pairs[index % len(self.pairs)]
-            item |= {"proxy_pixels": self.proxies.pixels[pair], "proxy_targets": self.proxies.targets[pair]}
-            if self.proxies.features is not None:
-                item["feature_targets"] = self.proxies.features[self.goals[index]]
-        return item
-
-
-def proxies_like(targets: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """For each target ``(N, C)`` one proxy ``(N,)``, of a class drawn from the target among those that have proxies."""
-    order = labels.argsort(stable=True)
-    counts = torch.bincount(labels, minlength=targets.shape[1])
-    weights = (targets.clamp_min(1e-12) * (counts > 0)).cpu()
-    classes = torch.multinomial(weights, 1, generator=generator).squeeze(1)
-    within = (torch.rand(len(classes), generator=generator) * counts[classes]).long()
-    return order[counts.cumsum(0)[classes] - counts[classes] + within]
 
 
 def labelled_dataset(

@@ -11,5 +11,15 @@ def write_whole(path: str, data: bytes) -> str:
     part = path + ".part"
     with open(part, "wb") as file:
         file.write(data)
+    sync(part)
     os.replace(part, path)
     return path
+
+
+def sync(path: str) -> None:
+    """Wait until a file is on the disk: moved into place before, it could be empty after a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .classifier import PixelClassifier
 from .layers import Layer
+from .processes import my_batches, summed
 from .pseudo_labels import retained_mask
 
 RIDGE = 0.1  # of the mean eigenvalue: rows as long as the retained classes' on digits, CIFAR-10 and a MobileNet
@@ -30,7 +31,7 @@ def head_inputs(layer: Layer):
     found: list[Tensor] = []
 
     def hook(_module, args):
-        rows = layer.rows(args[0])[0]
+        rows = layer.inputs(args[0])[0]
         found.append(rows.unflatten(0, (len(args[0]), -1)).mean(1).float())  # float32 under autocast too
 
     handle = layer.module.register_forward_pre_hook(hook)
@@ -38,6 +39,19 @@ def head_inputs(layer: Layer):
         yield found
     finally:
         handle.remove()
+
+
+@torch.no_grad()
+def predict_with_inputs(
+    classifier: PixelClassifier, layer: Layer, pixels: Tensor, batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Logits ``(N, C)`` and the head's inputs ``(N, d_in)`` on the CPU; processes share the batches."""
+    logits, inputs = torch.zeros(len(pixels), classifier.num_labels), torch.zeros(len(pixels), layer.d_in)
+    for rows in my_batches(len(pixels), batch_size):
+        with head_inputs(layer) as found:
+            logits[rows] = classifier.predict(pixels[rows], batch_size)
+        inputs[rows] = torch.cat(found).cpu()
+    return summed(logits), summed(inputs)
 
 
 def unseen_level(logits: Tensor, forget_ids: Sequence[int]) -> float:
@@ -86,13 +100,12 @@ def fit_unseen_rows(
     keep = retained_mask(len(rows), forget_ids)
     rows[list(class_ids)] = 0  # their logits are then the bias, or a second head's
     start = rows[ids].clone()
-    with head_inputs(layer) as inputs:
-        rest = torch.cat([classifier.predict(part) for part in pixels]).double()
-    x = torch.cat(inputs).double().cpu()
+    found = [predict_with_inputs(classifier, layer, part) for part in pixels]
+    rest, x = (torch.cat(column).double() for column in zip(*found, strict=True))
     level = unseen_level(rest[len(forget) :], forget_ids)
     direction = (x.mean(0) / x.mean(0).square().sum()).to(rows)
     rows[ids] = start + direction
-    probe = torch.cat([classifier.predict(part) for part in pixels]).double()[:, ids] - rest[:, ids]
+    probe = torch.cat([classifier.predict_shared(part) for part in pixels]).double()[:, ids] - rest[:, ids]
     share = torch.cat([torch.full((len(part),), 0.5 / len(part)) for part in pixels]).double()
     # 1 for a single head; two heads that are averaged pass on half
     gain = float((share @ probe[:, 0]) / (share @ (x @ direction.double().cpu())))

@@ -32,7 +32,8 @@ class Reading:
 
 
 class HeldOut:
-    """The validation set: proxies with the original's masked outputs, forget images with their targets.
+    """The validation set: proxies with the original's masked outputs, forget images with their targets. Processes share
+    its batches.
 
     Args:
         proxies: ``(P, channels, H, W)`` proxies made from held-out forget images.
@@ -46,7 +47,7 @@ class HeldOut:
         self.classifier, self.proxies, self.forget, self.targets = classifier, proxies, forget, targets
         self.forget_ids = forget_ids
         self.gone = ~retained_mask(classifier.num_labels, forget_ids)
-        self.reference = self.retained_log_probs(classifier.predict(proxies))
+        self.reference = self.retained_log_probs(classifier.predict_shared(proxies))
 
     def retained_log_probs(self, logits: Tensor) -> Tensor:
         """``(P, C_retained)`` log-probabilities over the retained classes."""
@@ -54,17 +55,17 @@ class HeldOut:
 
     def proxy_kl(self, logits: Tensor | None = None) -> float:
         """Mean KL(original || now) on the held-out proxies over the retained classes, in nats."""
-        logits = self.classifier.predict(self.proxies) if logits is None else logits
+        logits = self.classifier.predict_shared(self.proxies) if logits is None else logits
         now = self.retained_log_probs(logits)
         return float(F.kl_div(now, self.reference, log_target=True, reduction="batchmean"))
 
     def read(self) -> Reading:
-        logits = self.classifier.predict(self.forget)
+        logits = self.classifier.predict_shared(self.forget)
         p = logits.double().softmax(1)
         js = jensen_shannon(p, self.targets.double())
         probability = p[:, self.gone].sum(1)
         rate = self.gone[logits.argmax(1)].double().mean()
-        proxies = self.classifier.predict(self.proxies)
+        proxies = self.classifier.predict_shared(self.proxies)
         beside = proxies.double().softmax(1)[:, self.gone].sum(1).mean()
         return Reading(self.proxy_kl(proxies), float(js.mean()), float(probability.mean()), float(beside), float(rate))
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .classifier import PixelClassifier, to_unit
 from .layers import Layer
+from .processes import my_batches, summed
 
 Vector = dict[str, Tensor]  # layer name -> tensor shaped as its weight
 
@@ -47,8 +48,8 @@ def mean_gradient(
     """Gradient of the mean cross-entropy at (pixels, labels), the nabla L(D_r) of eq. 8 with proxies for D_r."""
     classifier.model.eval()
     total = {name: torch.zeros_like(w) for name, w in weights_of(layers).items()}
-    for x, y in zip(pixels.split(batch_size), labels.split(batch_size), strict=True):
-        x, y = to_unit(x, classifier.device), y.to(classifier.device)
+    for rows in my_batches(len(pixels), batch_size):
+        x, y = to_unit(pixels[rows], classifier.device), labels[rows].to(classifier.device)
 
         def loss(logits, y=y):
             return F.cross_entropy(logits, y, reduction="sum") / len(pixels)
@@ -61,7 +62,7 @@ def mean_gradient(
         for name, grad in zip(weights, grads, strict=True):
             if grad is not None:
                 total[name] += grad
-    return total
+    return {name: summed(part) for name, part in total.items()}
 
 
 def gauss_newton_product(
@@ -74,8 +75,8 @@ def gauss_newton_product(
 
     def product(u: Vector) -> Vector:
         total = {name: torch.zeros_like(w) for name, w in weights.items()}
-        for batch in pixels.split(batch_size):
-            x = to_unit(batch, classifier.device)
+        for rows in my_batches(len(pixels), batch_size):
+            x = to_unit(pixels[rows], classifier.device)
             with math_attention():
                 logits, along = jvp(lambda w, x=x: functional(classifier, w, x), (weights,), (u,))
                 p = logits.softmax(1)
@@ -84,7 +85,7 @@ def gauss_newton_product(
                 (piece,) = back(curved / len(pixels))
             for name in total:
                 total[name] += piece[name].detach()
-        return total
+        return {name: summed(part) for name, part in total.items()}
 
     return product
 
@@ -151,27 +152,35 @@ def kfac(
     solved = {}
     for name, layer in layers.items():
         matrix = layer.matrix(g[name])
-        a, b = unit_mean(grams[name].to(matrix)), unit_mean(factors[name].to(matrix))
-        eye_a = torch.eye(a.shape[-1]).to(matrix)
-        eye_b = torch.eye(b.shape[-1]).to(matrix)
-        left = torch.linalg.solve(b + damping * eye_b, matrix)
-        both = torch.linalg.solve(a + damping * eye_a, left.mT).mT
+        a = unit_mean(grams[name].to(matrix), layer.d_in)
+        b = unit_mean(factors[name].to(matrix), factors[name].shape[-1])
+        left = torch.linalg.solve(b + damping * torch.eye(b.shape[-1]).to(matrix), matrix)
+        both = divided(layer, left, a, damping)
         out = torch.empty_like(g[name])
         layer.matrix(out).copy_(both)
         solved[name] = out
     return solved
 
 
-def unit_mean(factor: Tensor) -> Tensor:
-    """Scale each ``(d, d)`` factor to a mean eigenvalue of 1; a factor of zeros stays zero."""
-    mean = factor.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+def unit_mean(factor: Tensor, width: int) -> Tensor:
+    """Scale each factor to a mean eigenvalue of 1 over ``width`` directions; a factor of zeros stays zero."""
+    mean = factor.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] / width
     return factor / mean.clamp_min(1e-30)
+
+
+def divided(layer: Layer, rows: Tensor, a: Tensor, damping: float) -> Tensor:
+    """rows (A + damping)^-1, ``(groups, out, d_in)``; A is zero outside of a layer's frame."""
+    eye = torch.eye(a.shape[-1]).to(a)
+    if layer.frame is None:
+        return torch.linalg.solve(a + damping * eye, rows.mT).mT
+    frame = layer.frame.to(rows)
+    inside = rows @ frame
+    return torch.linalg.solve(a + damping * eye, inside.mT).mT @ frame.mT + (rows - inside @ frame.mT) / damping
 
 
 def output_gradient_factors(classifier, pixels, layers, batch_size=64, seed=0) -> dict[str, Tensor]:
     """Layer name -> ``(groups, out/groups, out/groups)``, the second moment of the loss gradient at its output."""
     classifier.model.eval()
-    generator = torch.Generator().manual_seed(seed)
     factors = {}
     for name, layer in layers.items():  # zeros stay for a layer whose output does not reach the logits
         groups, width, _ = layer.matrix(layer.weight).shape
@@ -192,8 +201,9 @@ def output_gradient_factors(classifier, pixels, layers, batch_size=64, seed=0) -
 
     hooks = [layer.module.register_forward_hook(look(name, layer)) for name, layer in layers.items()]
     try:
-        for batch in pixels.split(batch_size):
-            x = to_unit(batch, classifier.device).requires_grad_()
+        for rows in my_batches(len(pixels), batch_size):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + rows.start)
+            x = to_unit(pixels[rows], classifier.device).requires_grad_()
             with torch.enable_grad():
                 logits = classifier(x)
                 drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).squeeze(1)
@@ -201,7 +211,7 @@ def output_gradient_factors(classifier, pixels, layers, batch_size=64, seed=0) -
     finally:
         for hook in hooks:
             hook.remove()
-    return factors
+    return {name: summed(factor) for name, factor in factors.items()}
 
 
 def label_influence(
@@ -218,13 +228,13 @@ def label_influence(
     larger a_ik is a better label (see :func:`zspag_hf.pseudo_labels.pseudo_labels` on the sign).
     """
     classifier.model.eval()
-    weights, out = weights_of(layers), []
-    for batch in tqdm(pixels.split(batch_size), desc="Influence", disable=disable_progress):
-        x = to_unit(batch, classifier.device)
+    weights, out = weights_of(layers), torch.zeros(len(pixels), classifier.num_labels)
+    for rows in tqdm(my_batches(len(pixels), batch_size), desc="Influence", disable=disable_progress):
+        x = to_unit(pixels[rows], classifier.device)
         with math_attention(), torch.no_grad():
             _, along = jvp(lambda w, x=x: functional(classifier, w, x).log_softmax(1), (weights,), (v,))
-        out.append(-along.float().cpu())
-    return torch.cat(out)
+        out[rows] = -along.float().cpu()
+    return summed(out)
 
 
 SOLVERS = ("identity", "cg", "lissa", "kfac")

@@ -222,7 +222,7 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
     beside = {}
     for name, options in settings.items():
         announce(name)
-        trainer = unlearn(job, config.but(**options, push_to_hub=False, resume_from_checkpoint=None))
+        trainer = unlearn(job, config.but(**options, push_to_hub=False))
         beside[name], job.seconds[name] = copy.deepcopy(job.model), trainer.report.timings_s["total"]
         job.model.load_state_dict(start)
         setattr(job.model.config, LEDGER, history)

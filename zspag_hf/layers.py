@@ -25,7 +25,10 @@ class Layer:
         module: the layer.
         sharers: further modules that use the very same weight; their inputs count towards its subspace.
         groups: 1, or the groups of a convolution, each with a subspace of its own.
-        d_in: width of a row, the layer's fan-in in one group.
+        d_in: width of an input row, the layer's fan-in in one group.
+        frame: None, or ``(groups, d_in, k)`` with orthonormal columns: a layer too wide for a ``d_in x d_in`` matrix is
+            described by its rows' coordinates in a subspace that holds nearly all of them
+            (:func:`zspag_hf.grams.find_frames`).
     """
 
     name: str
@@ -33,12 +36,23 @@ class Layer:
     groups: int
     d_in: int
     sharers: tuple[nn.Module, ...] = ()
+    frame: Tensor | None = None
 
     @property
     def weight(self) -> nn.Parameter:
         return self.module.weight
 
+    @property
+    def width(self) -> int:
+        """Of :meth:`rows`: ``d_in``, or the number of columns of the frame."""
+        return self.d_in if self.frame is None else self.frame.shape[-1]
+
     def rows(self, x: Tensor) -> Tensor:
+        """:meth:`inputs`, in the frame's coordinates where there is one: ``(groups, n, width)``."""
+        inputs = self.inputs(x)
+        return inputs if self.frame is None else inputs @ self.frame.to(inputs)
+
+    def inputs(self, x: Tensor) -> Tensor:
         """The layer's input as rows: ``(groups, n, d_in)``, n = images x tokens or images x output positions.
 
         Rows of one image are contiguous and equal in number. ``matrix(weight)`` times a row is the layer's output.
@@ -64,7 +78,7 @@ class Layer:
         return weight.view(self.groups, -1, self.d_in)
 
     def row_key(self) -> tuple:
-        """Layers with equal keys and the same input have the same rows, so their Gram matrix is computed once."""
+        """Layers with equal keys and the same input have the same inputs, so their Gram matrix is computed once."""
         if not isinstance(self.module, nn.Conv2d):
             return ("linear", self.d_in)
         conv = self.module

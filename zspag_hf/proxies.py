@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .attacks import Attack
-from .classifier import PixelClassifier
+from .classifier import PixelClassifier, to_unit
 from .errors import UnlearningError
+from .processes import my_batches, summed
 from .pseudo_labels import retained_mask
 
 POLICIES = ("quota", "second")
@@ -75,26 +76,25 @@ def attack_pairs(
     batch_size: int,
     seed: int,
     disable_progress: bool,
-) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[int, int]]]:
-    """One attack on every (image index, class) pair.
+) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """One attack on every (image index, class) pair; processes share the batches.
 
     Args:
         accept: ``(C,)`` bool, the answers to take; None takes only the class aimed at.
 
     Returns:
-        Pixels and answers of what was taken, a batch each, and the pairs that failed.
+        Pixels and answers of what was taken, and the pairs that failed.
     """
-    taken, failed = [], []
-    for start in tqdm(
-        range(0, len(pairs), batch_size), desc=f"Proxies (eps {attack.eps:.3g})", disable=disable_progress
-    ):
-        chunk = pairs[start : start + batch_size]
-        index, target = (torch.tensor(column) for column in zip(*chunk, strict=True))
+    found = torch.zeros(len(pairs), *pixels.shape[1:], dtype=to_unit(pixels[:0], "cpu").dtype)
+    answers = torch.zeros(len(pairs), dtype=torch.long)
+    batches = my_batches(len(pairs), batch_size)
+    for rows in tqdm(batches, desc=f"Proxies (eps {attack.eps:.3g})", disable=disable_progress):
+        index, target = (torch.tensor(column) for column in zip(*pairs[rows], strict=True))
         result = attack(classifier, pixels[index], target, [seed * 1_000_003 + i for i in index.tolist()])
-        take = result.crossed if accept is None else accept[result.predicted]
-        taken.append((result.pixels[take], result.predicted[take]))
-        failed += [pair for pair, ok in zip(chunk, take.tolist(), strict=True) if not ok]
-    return taken, failed
+        found[rows], answers[rows] = result.pixels, result.predicted
+    found, answers = summed(found), summed(answers)
+    take = answers == torch.tensor([k for _, k in pairs]) if accept is None else accept[answers]
+    return found[take], answers[take], [pair for pair, ok in zip(pairs, take.tolist(), strict=True) if not ok]
 
 
 def make_proxies(
@@ -127,7 +127,7 @@ def make_proxies(
         raise UnlearningError(
             f"all {classifier.num_labels} classes are to be forgotten: leave at least one out of forget_ids."
         )
-    logits = classifier.predict(pixels, batch_size)
+    logits = classifier.predict_shared(pixels, batch_size)
     if policy == "second":
         targets = logits.masked_fill(~keep, -torch.inf).argmax(1)  # eq. 2
         pairs, quota, eps_doublings = list(enumerate(targets.tolist()))[:max_proxies], 0, 0
@@ -137,9 +137,13 @@ def make_proxies(
     for doubling in range(eps_doublings + 1):
         stronger = attack if doubling == 0 else attack.at_eps(attack.eps * 2**doubling)
         accept = keep if doubling == eps_doublings else None
-        found, pending = attack_pairs(classifier, pixels, pending, stronger, accept, batch_size, seed, disable_progress)
-        images += [result[0] for result in found]
-        labels += [result[1] for result in found]
+        if not pending:
+            break
+        found, answers, pending = attack_pairs(
+            classifier, pixels, pending, stronger, accept, batch_size, seed, disable_progress
+        )
+        images.append(found)
+        labels.append(answers)
     labels = torch.cat(labels)
     if not len(labels):
         raise UnlearningError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import torch
 from transformers import Trainer
@@ -13,9 +15,11 @@ from transformers import Trainer
 from .adapter import ModuleClassifier
 from .checks import check_writable
 from .errors import UnlearningError
+from .files import sync
 from .publish import full_id, push_folder, write_card
 from .report import UnlearningReport
 from .requests import described, write_nonce
+from .stage_cache import KEY_NAME, StageCache, forget_stages
 
 
 class PublishingTrainer(Trainer):
@@ -27,6 +31,7 @@ class PublishingTrainer(Trainer):
 
     report: UnlearningReport | None
     nonce: str
+    cache: StageCache | None
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -60,6 +65,8 @@ class PublishingTrainer(Trainer):
         if self.args.should_save and self.report is not None:
             self.report.save(folder)
             write_card(folder, self.report, self.hub_model_id)
+        if not _internal_call and self.args.should_save and os.path.samefile(folder, self.args.output_dir):
+            forget_stages(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()
 
@@ -131,11 +138,17 @@ class PublishingTrainer(Trainer):
             return
         target = output_dir or self.args.output_dir
         os.makedirs(target, exist_ok=True)
+        for left in Path(target).glob("_part-*"):  # by a process that was killed
+            shutil.rmtree(left)
         part = tempfile.mkdtemp(prefix="_part-", dir=target)
         try:
             self.accelerator.unwrap_model(self.model).save_pretrained(part, state_dict=state_dict)
             self.processing_class.save_pretrained(part)
-            for name in sorted(os.listdir(part)):
+            if self.is_in_train:
+                Path(part, KEY_NAME).write_text(json.dumps(self.cache.key), encoding="utf-8")
+            # The config says what the weights have forgotten, so it must not be there before them.
+            for name in sorted(os.listdir(part), key=lambda name: (name == "config.json", name)):
+                sync(os.path.join(part, name))
                 os.replace(os.path.join(part, name), os.path.join(target, name))
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,20 +1,17 @@
-"""Proxies -> one Gram matrix and one orthonormal basis per weight (eq. 3-4), streamed.
-
-Stacking every input row of every proxy, as eq. 3 reads, needs n x d numbers a layer. Its left singular vectors and
-squared singular values are the eigenpairs of the d x d Gram matrix R R^T, which is summed batch by batch instead.
-"""
+"""Gram matrices -> per weight an orthonormal basis to protect (eq. 3-4), or a damping that protects by degrees."""
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
 from .classifier import PixelClassifier, to_unit
+from .grams import input_hooks, shared_inputs
 from .layers import Layer
+
+ROUNDING = 1e3  # a mu under so many roundings of the trace, times the width, is not to be divided by
 
 
 @dataclass(frozen=True)
@@ -35,109 +32,27 @@ class Basis:
         return round(sum(v.shape[1] for v in self.vectors) / len(self.vectors))
 
 
-@torch.no_grad()
-def collect_grams(
-    classifier: PixelClassifier,
-    pixels: Tensor,
-    labels: Tensor,
-    layers: dict[str, Layer],
-    batch_size: int = 64,
-    disable_progress: bool = True,
-) -> dict[str, Tensor]:
-    """Mean over labels of the trace-normalised Gram matrices of every layer's input.
-
-    G = (1/K) sum_k R_k R_k^T / tr(R_k R_k^T): each class weighs the same, in any order, with one matrix a layer for any
-    number of classes. This replaces the incremental merge of eq. 4 (see :func:`merge_class`); the ranks are the same on
-    a small ViT. Two forward passes: the first measures the traces.
-
-    Args:
-        pixels: ``(N, channels, H, W)``, uint8 or float in [0, 1].
-        labels: ``(N,)``, the class that each image stands for.
-
-    Returns:
-        layer name -> ``(groups, d_in, d_in)`` float64 on the CPU, symmetric, trace 1 over all groups. Layers that read
-        the same input (q, k and v) share one tensor.
-    """
-    classes, index = labels.unique(return_inverse=True)
-    traces = {name: torch.zeros(len(classes), dtype=torch.float64) for name in layers}
-    grams = {
-        name: torch.zeros(layer.groups, layer.d_in, layer.d_in, dtype=torch.float64, device=classifier.device)
-        for name, layer in layers.items()
-    }
-
-    def measure(name, rows, which):
-        per_image = rows.square().sum(-1).sum(0).view(len(which), -1).sum(1)
-        traces[name].index_add_(0, which, per_image.cpu())
-
-    def accumulate(name, rows, which):
-        scale = (len(classes) * traces[name].clamp_min(1e-300)).rsqrt()[which].to(rows)
-        rows = rows * scale.repeat_interleave(rows.shape[1] // len(which))[None, :, None]
-        grams[name] += rows.transpose(1, 2) @ rows
-
-    classifier.model.eval()
-    shared: dict[str, str] = {}
-    batches = list(zip(pixels.split(batch_size), index.split(batch_size), strict=True))
-    for visit in (measure, accumulate):
-        for batch, which in tqdm(batches, desc=f"Subspaces: {visit.__name__}", disable=disable_progress):
-            with input_hooks(
-                layers, shared, lambda name, rows, which=which, visit=visit: visit(name, rows.double(), which)
-            ):
-                classifier(to_unit(batch, classifier.device))
-    own = {name: (gram + gram.mT).cpu() / 2 for name, gram in grams.items() if name not in shared}
-    return {name: own[shared.get(name, name)] for name in grams}
-
-
-@contextlib.contextmanager
-def input_hooks(layers: dict[str, Layer], shared: dict[str, str], visit):
-    """Call ``visit(name, rows)`` on every layer's input during a forward pass, once for inputs that layers share.
-
-    Sharing is read off the tensors themselves (address, shape, strides, version), never off names: the first pass fills
-    ``shared`` with follower -> leader for layers that read the same tensors, later passes skip the followers.
-    """
-    seen: dict[tuple, Tensor] = {}  # holds the tensors, so that no address is reused within the pass
-    reads: dict[str, tuple] = {}  # all that a layer reads, a module may run more than once
-
-    def look(name: str, layer: Layer):
-        def hook(_module: nn.Module, args: tuple):
-            x = args[0].detach()
-            if name in shared:
-                return
-            key = (x.data_ptr(), x.shape, x.stride(), x._version, layer.row_key())
-            seen.setdefault(key, x)
-            reads[name] = (*reads.get(name, ()), key)
-            visit(name, layer.rows(x))
-
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(look(name, layer))
-        for name, layer in layers.items()
-        for module in (layer.module, *layer.sharers)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-    leaders: dict[tuple, str] = {}
-    for name, keys in reads.items():
-        leader = leaders.setdefault(keys, name)
-        if leader != name and not layers[name].sharers and not layers[leader].sharers:
-            shared[name] = leader
-
-
 def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (descending, clamped at 0) and eigenvectors of one ``(d, d)`` Gram matrix.
 
     A wide, nearly singular Gram matrix can fail to converge in float64; then a relative jitter of 1e-12 is added, which
     moves no eigenvalue by more than that share of the trace.
     """
+    values, vectors = with_jitter(torch.linalg.eigh, gram)
+    return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def eigenvalues(gram: Tensor) -> Tensor:
+    """The eigenvalues of :func:`eigh` alone, in a third of the time."""
+    return with_jitter(torch.linalg.eigvalsh, gram).flip(0).clamp_min(0)
+
+
+def with_jitter(decompose, gram: Tensor):
     try:
-        values, vectors = torch.linalg.eigh(gram)
+        return decompose(gram)
     except torch.linalg.LinAlgError:
         jitter = 1e-12 * gram.diagonal().sum()
-        values, vectors = torch.linalg.eigh(gram + jitter * torch.eye(len(gram), dtype=gram.dtype))
-    return values.flip(0).clamp_min(0), vectors.flip(1)
+        return decompose(gram + jitter * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
 
 
 def rank_at(values: Tensor, energy_threshold: float) -> int:
@@ -149,44 +64,73 @@ def rank_at(values: Tensor, energy_threshold: float) -> int:
     return int((share < energy_threshold - 1e-12).sum().clamp_max(len(values) - 1)) + 1
 
 
-class Spectrum:
-    """Eigenpairs of every layer's Gram matrix, one decomposition per distinct matrix."""
+def inverse(gram: Tensor, mu: float) -> Tensor:
+    """(I + G / mu)^-1 of one ``(d, d)`` Gram matrix."""
+    rounding = ROUNDING * len(gram) * torch.finfo(gram.dtype).eps
+    if mu < rounding * float(gram.diagonal().sum()):  # eigenvalues that rounding left below zero would count
+        values, vectors = eigh(gram)
+        return (vectors / (1 + values / mu)) @ vectors.T
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(eye + gram / mu))
 
-    def __init__(self, grams: dict[str, Tensor]):
-        done: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self.pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+class Spectrum:
+    """Eigenvalues of every layer's Gram matrix, and what is made from the matrices by them, one decomposition per
+    distinct matrix. Eigenvectors are not kept: only the hard form needs them, once.
+
+    Args:
+        grams: layer name -> ``(groups, d, d)``.
+        device: where to decompose.
+    """
+
+    def __init__(self, grams: dict[str, Tensor], device: torch.device | str = "cpu"):
+        self.grams, self.device = grams, device
+        done: dict[int, list[Tensor]] = {}
+        self.values: dict[str, list[Tensor]] = {}
         for name, gram in grams.items():
             if id(gram) not in done:
-                done[id(gram)] = [eigh(group) for group in gram]
-            self.pairs[name] = done[id(gram)]
+                done[id(gram)] = [eigenvalues(group.to(device)).cpu() for group in gram]
+            self.values[name] = done[id(gram)]
+
+    def rank(self, name: str, energy_threshold: float) -> int:
+        """Mean over the groups of the rank at the threshold, rounded."""
+        ranks = [rank_at(values, energy_threshold) for values in self.values[name]]
+        return round(sum(ranks) / len(ranks))
 
     def basis(self, name: str, energy_threshold: float) -> Basis:
         """The leading eigenvectors up to the energy threshold: the protected subspace of the hard form (eq. 3)."""
-        ranks = [rank_at(values, energy_threshold) for values, _ in self.pairs[name]]
-        return Basis(
-            tuple(vectors[:, :r].contiguous() for r, (_, vectors) in zip(ranks, self.pairs[name], strict=True)),
-            tuple(
-                float(values[:r].sum() / values.sum().clamp_min(1e-300))
-                for r, (values, _) in zip(ranks, self.pairs[name], strict=True)
-            ),
-        )
+        found, energy = [], []
+        for gram in self.grams[name]:
+            values, vectors = (part.cpu() for part in eigh(gram.to(self.device)))
+            r = rank_at(values, energy_threshold)
+            found.append(vectors[:, :r].contiguous())
+            energy.append(float(values[:r].sum() / values.sum().clamp_min(1e-300)))
+        return Basis(tuple(found), tuple(energy))
+
+    def bases(self, energy_threshold: float) -> dict[str, Basis]:
+        """:meth:`basis` of every layer; layers that share a Gram matrix share it."""
+        done: dict[int, Basis] = {}
+        for name, gram in self.grams.items():
+            if id(gram) not in done:
+                done[id(gram)] = self.basis(name, energy_threshold)
+        return {name: done[id(gram)] for name, gram in self.grams.items()}
 
     def damping(self, name: str, energy_threshold: float) -> Tensor:
         """(I + G / mu)^-1 per group, ``(groups, d, d)`` float64, mu the eigenvalue at the energy threshold: the soft
         form. 1/2 at that eigenvalue, near 1 where proxies use a direction less, near 0 where they use it more."""
         damped = []
-        for values, vectors in self.pairs[name]:
-            mu = values[rank_at(values, energy_threshold) - 1].clamp_min(1e-300)
-            damped.append((vectors / (1 + values / mu)) @ vectors.T)
+        for gram, values in zip(self.grams[name], self.values[name], strict=True):
+            mu = float(values[rank_at(values, energy_threshold) - 1].clamp_min(1e-300))
+            damped.append(inverse(gram.to(self.device), mu))
         return torch.stack(damped)
 
     def dampings(self, energy_threshold: float) -> dict[str, Tensor]:
-        """:meth:`damping` of every layer; layers that share a Gram matrix share the tensor."""
+        """:meth:`damping` of every layer, in float32; layers that share a Gram matrix share the tensor."""
         done: dict[int, Tensor] = {}
-        for name, pairs in self.pairs.items():
-            if id(pairs) not in done:
-                done[id(pairs)] = self.damping(name, energy_threshold)
-        return {name: done[id(pairs)] for name, pairs in self.pairs.items()}
+        for name, gram in self.grams.items():
+            if id(gram) not in done:
+                done[id(gram)] = self.damping(name, energy_threshold).float()
+        return {name: done[id(gram)] for name, gram in self.grams.items()}
 
 
 def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) -> Tensor:
@@ -221,17 +165,22 @@ def literal_bases(
 ) -> dict[str, Basis]:
     """Bases by the literal eq. 3-4: the rows of one class at a time in memory, n x d numbers a layer.
 
-    For comparison with :func:`collect_grams`, not for large layers.
+    For comparison with :func:`zspag_hf.grams.collect_grams`, not for large layers.
     """
     classifier.model.eval()
     merged: dict[str, list[Tensor | None]] = {name: [None] * layer.groups for name, layer in layers.items()}
-    shared: dict[str, str] = {}
+    shared = shared_inputs(classifier, layers, pixels[:2])
+    leaders = {name: layer for name, layer in layers.items() if name not in shared}
     for k in labels.unique().tolist():
-        rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+        rows: dict[str, list[Tensor]] = {name: [] for name in leaders}
+
+        def keep(name, x, rows=rows):
+            rows[name].append(leaders[name].rows(x).double().cpu())
+
         for batch in pixels[labels == k].split(batch_size):
-            with input_hooks(layers, shared, lambda name, r, rows=rows: rows[name].append(r.double().cpu())):
+            with input_hooks(leaders, keep):
                 classifier(to_unit(batch, classifier.device))
-        for name in (name for name in layers if name not in shared):
+        for name in leaders:
             by_group = torch.cat(rows[name], dim=1)
             merged[name] = [merge_class(s, r, energy_threshold) for s, r in zip(merged[name], by_group, strict=True)]
     bases = {n: Basis(tuple(parts), (float("nan"),) * len(parts)) for n, parts in merged.items() if n not in shared}

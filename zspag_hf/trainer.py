@@ -6,13 +6,16 @@ import contextlib
 import copy
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 
+from .batches import SharedBatches, TargetDataset
 from .checks import (
     check_backend,
     check_checkpoint,
@@ -29,20 +32,25 @@ from .checks import (
 from .classifier import PixelClassifier
 from .config import UnlearningConfig
 from .constraint import attach, freeze_unconstrained
-from .data import EvalDataset, TargetDataset, labelled_dataset, read_forget_set
+from .data import EvalDataset, labelled_dataset, read_forget_set
 from .errors import UnlearningError
 from .evaluation import LEVELS, Table
 from .evaluation.trained import compare_trained, make_report, project
+from .finite import check_weights, not_finite
 from .labels import check_dataset, class_names, distinct, model_labels, reconcile_labels
 from .layers import constrained_layers, head_name
 from .loading import inherited_card, resolve_model, source_of
 from .methods import METHODS, Plan
 from .metrics import compute
 from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
+from .processes import rank_and_size
 from .report import UnlearningReport
 from .requests import LEDGER, check_same_images, draw_nonce, resolve_request
+from .run_key import run_key
 from .saving import PublishingTrainer
+from .stage_cache import StageCache
 
+TRAINED = "training"  # the last stage: all that the others led to
 LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
 
 
@@ -110,6 +118,9 @@ class UnlearningTrainer(PublishingTrainer):
         self.timings: dict[str, float] = {}
         self.constraint_hooks: list = []
         self.plan: Plan | None = None
+        self.cache: StageCache | None = None
+        self.frames: dict = {}
+        self.projected: dict | None = None  # proxies' features, for the picture of a full evaluation
         self.report: UnlearningReport | None = None
         self.table: Table | None = None  # behind the last report; stays in this process
         with transformers_errors():
@@ -203,39 +214,115 @@ class UnlearningTrainer(PublishingTrainer):
     # ------------------------------------------------------------------ training
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """Run the stages and the constrained training; see :class:`zspag_hf.methods.zspag.ZSPAG` for the default."""
-        if self.args.adaptive and resume_from_checkpoint:
-            raise UnlearningError(
-                f"resume_from_checkpoint={resume_from_checkpoint!r}: an adaptive run cannot be resumed. Run it anew, or"
-                " give adaptive=False."
-            )
-        check_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        """Run the stages and the constrained training; see :class:`zspag_hf.methods.zspag.ZSPAG` for the default.
+
+        Args:
+            resume_from_checkpoint: True to go on with a run of the same model, images and settings that was cut off:
+                finished stages are read from ``output_dir/_stages``, training goes on from the last checkpoint, where
+                ``save_strategy`` wrote one. Or the folder of a checkpoint.
+
+        Raises:
+            UnlearningError: nothing to resume, or a loss that is not finite.
+        """
+        resume = True if str(resume_from_checkpoint).lower() == "true" else resume_from_checkpoint or False
+        check_checkpoint(resume)
         start = time.perf_counter()
         self.timings.clear()
         if self.own_optimizer:
             self.optimizer = self.lr_scheduler = None
         freeze_unconstrained(self.model, set(self.layers))
+        self.cache = StageCache(self.args.output_dir, run_key(self), resume)
+        finished = self.cache.load(TRAINED) if resume is True else None
+        if finished is not None:
+            return self.restore(*finished)
         self.plan = plan = self.method.prepare(self)
         freeze_unconstrained(self.model, set(plan.trainable))
         self.train_dataset = TargetDataset(plan.pixels, plan.targets, plan.proxies, self.args.seed)
-        callbacks = [*plan.callbacks, PairProxies(self.train_dataset)]
+        checkpoint = self.cache.last_checkpoint(self.args.output_dir) if resume is True else resume or None
+        output = self.run_training(checkpoint, trial, ignore_keys_for_eval)
+        self.model.eval()
+        check_weights(self.layers, self.state.global_step)
+        self.timings["total"] = time.perf_counter() - start
+        self.report = make_report(self)
+        self.cache.store(TRAINED, *self.trained(output))
+        self.cache.keep_only(TRAINED)
+        self.show()
+        return output
+
+    def run_training(self, checkpoint, trial, ignore_keys_for_eval) -> TrainOutput:
+        """The optimizer steps, with this run's callbacks and hooks."""
+        callbacks = [*self.plan.callbacks, EpochCallback(self)]
         for callback in callbacks:
             self.add_callback(callback)
         try:
             with self.stage("training"):
-                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+                return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             for callback in callbacks:
                 self.remove_callback(callback)
             for handle in self.constraint_hooks:
                 handle.remove()
+
+    def trained(self, output: TrainOutput) -> tuple[dict, dict]:
+        """What a finished training leaves: for the stage of that name."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.state_tensors().items()}
+        if self.projected is not None:
+            tensors |= {f"projected/{name}": tensor for name, tensor in self.projected.items()}
+        facts = {"report": asdict(self.report), "output": output._asdict(), "nonce": self.nonce}
+        facts["state"] = asdict(self.state) | {"stateful_callbacks": {}}
+        chosen = ("learning_rate", "energy_threshold")
+        return tensors, facts | {"chosen": {name: getattr(self.args, name) for name in chosen}}
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers by name, each once, also where modules share it."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def restore(self, tensors: dict, facts: dict) -> TrainOutput:
+        """The other way round: the state after a training that an earlier process finished."""
+        parts = {"model": {}, "projected": {}}
+        for name, tensor in tensors.items():
+            kind, key = name.split("/", 1)
+            parts[kind][key] = tensor
+        with torch.no_grad():
+            for name, tensor in self.state_tensors().items():
+                tensor.copy_(parts["model"][name])
         self.model.eval()
-        self.timings["total"] = time.perf_counter() - start
-        self.report = make_report(self)
+        self.projected = parts["projected"] or None
+        self.report, self.nonce = UnlearningReport(**facts["report"]), facts["nonce"]
+        self.timings = self.report.timings_s
+        self.state = TrainerState(**facts["state"])
+        for name, value in facts["chosen"].items():
+            setattr(self.args, name, value)
+        self.show()
+        return TrainOutput(**facts["output"])
+
+    def show(self) -> None:
+        """Write the run into the model's ledger, and print what it chose."""
         setattr(self.model.config, LEDGER, [*self.request.history, self.report.request])
         if self.report.choice and self.is_world_process_zero():
             print(self.report.chosen())
-        return output
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Every image once an epoch, whatever the number of processes."""
+        rank, size = rank_and_size()
+        args, count = self.args, len(self.train_dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=SharedBatches(count, args.per_device_train_batch_size, rank, size, seed),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One backward pass for each part of the method's loss; gradients are averaged over processes in the last."""
+        *first, last = self.method.parts(inputs)
+        losses = []
+        for part in first:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return sum(losses) + super().training_step(model, last, num_items_in_batch)
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
@@ -251,15 +338,12 @@ class UnlearningTrainer(PublishingTrainer):
         """
         self.model.eval()
         if "labels" in inputs:
-            logits = model(pixel_values=self.classifier.normalize(inputs["pixels"].float() / 255)).logits
+            logits = self.classifier(inputs["pixels"].float() / 255)  # not through the wrapper, which may autocast
             loss = nn.functional.cross_entropy(logits, inputs["labels"])
             return (loss, {"logits": logits}) if return_outputs else loss
         loss = self.method.compute_loss(self, model, inputs)
         if not self.args.adaptive and not torch.isfinite(loss):  # an adaptive run rolls back instead
-            raise UnlearningError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: lower learning_rate"
-                f" ({self.args.learning_rate}), or leave it unset to have it chosen."
-            )
+            raise not_finite(self, inputs)
         return loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -351,12 +435,25 @@ class UnlearningTrainer(PublishingTrainer):
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
 
+    def finished(self, name: str, stage: str, make) -> tuple[dict, dict]:
+        """A stage's tensors and facts, read from the cache or made by ``make()`` and kept there.
 
-class PairProxies(TrainerCallback):
-    """Tells the training set the epoch, by which it pairs forget images with proxies."""
+        Args:
+            name: in the cache. stage: under which its time stands in the report, also the time of an earlier process.
+        """
+        with self.stage(stage):
+            tensors, facts, earlier = self.cache.stage(name, make)
+        self.timings[stage] += earlier
+        return tensors, facts
 
-    def __init__(self, dataset: TargetDataset):
-        self.dataset = dataset
 
-    def on_epoch_begin(self, args, state, control, **_):
-        self.dataset.set_epoch(int(state.epoch or 0))
+class EpochCallback(TrainerCallback):
+    """Tells the epoch to the training set, which pairs forget images with proxies by it, and to the sampler."""
+
+    def __init__(self, trainer: UnlearningTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **_):
+        epoch = int(state.epoch or 0)
+        self.trainer.train_dataset.set_epoch(epoch)
+        train_dataloader.batch_sampler.set_epoch(epoch)

@@ -33,7 +33,7 @@ def make_report(trainer) -> UnlearningReport:
     if control is not None:
         choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
         choice["probe"] = facts["probe"]
-    grams = facts.get("grams", {})
+    found = trainer.cache.load("subspaces") if facts.get("layers") else None
     options = {name: getattr(args, name) for name in UnlearningConfig.__annotations__ if name not in LOCAL_OPTIONS}
     request = new_entry(
         trainer.named(trainer.request.class_ids),
@@ -53,7 +53,7 @@ def make_report(trainer) -> UnlearningReport:
         forget_images=len(trainer.forget) // max(1, args.forget_views),
         seed=args.seed,
         proxies=facts.get("proxies"),
-        layers=[layer | movement(trainer, layer["name"], grams[layer["name"]]) for layer in facts.get("layers", [])],
+        layers=[layer | movement(trainer, layer["name"], found) for layer in facts.get("layers", [])],
         choice=choice,
         curve=control.curve if control else [],
         timings_s=trainer.timings,
@@ -65,12 +65,21 @@ def make_report(trainer) -> UnlearningReport:
     )
 
 
-def movement(trainer, name: str, gram: Tensor) -> dict[str, float]:
-    """weight_change ||W - W0|| / ||W0|| and proxy_drift ||(W - W0) R|| / ||W0 R|| of one layer, R the proxies' rows."""
-    layer = trainer.layers[name]
+def movement(trainer, name: str, found: tuple[dict[str, Tensor], dict]) -> dict[str, float]:
+    """weight_change ||W - W0|| / ||W0|| and proxy_drift ||(W - W0) R|| / ||W0 R|| of one layer, R the proxies' rows.
+
+    Args:
+        found: the stage "subspaces": Gram matrices, and the layer that each one's stands under.
+    """
+    grams, owner = found
+    layer, gram = trainer.layers[name], grams[owner[name]]
     start = layer.matrix(trainer.original_weights[name]).double().cpu()
     change = layer.matrix(layer.weight.detach()).double().cpu() - start
-    energy = lambda w: float(((w @ gram) * w).sum().clamp_min(0))  # noqa: E731
+
+    def energy(w: Tensor) -> float:
+        w = w if layer.frame is None else w @ layer.frame.double().cpu()
+        return float(((w @ gram) * w).sum().clamp_min(0))
+
     return {
         "weight_change": float(change.norm() / start.norm().clamp_min(1e-30)),
         "proxy_drift": (energy(change) / max(energy(start), 1e-300)) ** 0.5,
@@ -121,18 +130,18 @@ def project(trainer, table: Table) -> dict[str, list] | None:
     Returns:
         x, y, kind ("proxy", "retained", "forgotten") and label, a point each; None for a run without paired proxies.
     """
-    kept = trainer.plan.proxies
-    if kept is None or kept.features is None:
+    kept = trainer.projected
+    if kept is None:
         return None
     parts = {"retained": table.rows(TEST_RETAINED), "forgotten": table.rows(TEST_FORGOTTEN)}
     rows = {kind: found[drawn(len(found), PROJECTED[kind], trainer.args.seed)] for kind, found in parts.items()}
-    proxies = drawn(len(kept.labels), PROJECTED["proxy"], trainer.args.seed)
-    center, scale = (t.cpu().numpy() for t in (trainer.method.center, trainer.method.scale))
+    proxies = drawn(len(kept["labels"]), PROJECTED["proxy"], trainer.args.seed)
+    center, scale = (kept[name].numpy() for name in ("center", "scale"))
     features = [(table.features["original"][found] - center) / scale for found in rows.values()]
-    x = np.concatenate([*features, kept.features[proxies].numpy()])
+    x = np.concatenate([*features, kept["features"][proxies].numpy()])
     if len(x) <= PERPLEXITY:
         return None
-    ids = np.concatenate([*(table.references[found] for found in rows.values()), kept.labels[proxies].numpy()])
+    ids = np.concatenate([*(table.references[found] for found in rows.values()), kept["labels"][proxies].numpy()])
     kinds = np.repeat([*rows, "proxy"], [*map(len, rows.values()), len(proxies)])
     seed = trainer.args.seed
     reduced = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)

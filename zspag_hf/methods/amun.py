@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from ..attacks import PGDL2
 from ..classifier import to_unit
 from ..errors import UnlearningError
+from ..processes import my_batches, summed
 from .base import Method, Plan
 from .stages import build_constraint, gather_proxies, gather_subspaces
 
@@ -43,16 +44,20 @@ def nearest_adversaries(
         none was found within ``DOUBLINGS``.
     """
     found, radii = to_unit(pixels, "cpu").clone(), torch.full((len(pixels),), torch.inf)
-    answers = classifier.predict(pixels, batch_size).argmax(1)
+    answers = classifier.predict_shared(pixels, batch_size).argmax(1)
     radii[answers != labels] = 0.0
     for eps in tqdm([FIRST_EPS * 2**i for i in range(DOUBLINGS)], desc="Adversaries", disable=disable_progress):
         attack, pending = LeaveLabel(eps, STEPS, eps / 10), radii.isinf().nonzero().squeeze(1)
         if not len(pending):
             break
-        for rows in pending.split(batch_size):
-            result = attack(classifier, pixels[rows], labels[rows])
-            rows, crossed = rows[result.crossed], result.crossed
-            found[rows], answers[rows], radii[rows] = result.pixels[crossed], result.predicted[crossed], eps
+        moved, answered = torch.zeros_like(found[pending]), torch.zeros_like(pending)
+        for part in my_batches(len(pending), batch_size):
+            result = attack(classifier, pixels[pending[part]], labels[pending[part]])
+            moved[part], answered[part] = result.pixels, result.predicted
+        moved, answered = summed(moved), summed(answered)
+        crossed = answered != labels[pending]
+        rows = pending[crossed]
+        found[rows], answers[rows], radii[rows] = moved[crossed], answered[crossed], eps
     there = radii.isfinite()
     return found[there], answers[there], radii
 
@@ -76,10 +81,14 @@ class AMUN(Method):
                 f"{int(torch.isin(forget.labels, gone).sum())} forget images are of classes that an earlier request"
                 " forgot, and would be taught again: take them out of forget_dataset."
             )
-        with trainer.stage("proxies"):
-            found, answers, radii = nearest_adversaries(
-                classifier, forget.pixels, forget.labels, disable_progress=trainer.quiet
-            )
+
+        def make():
+            names = ("pixels", "labels", "radii")
+            made = nearest_adversaries(classifier, forget.pixels, forget.labels, disable_progress=trainer.quiet)
+            return dict(zip(names, made, strict=True)), {}
+
+        tensors, _ = trainer.finished("adversaries", "proxies", make)
+        found, answers, radii = tensors["pixels"], tensors["labels"], tensors["radii"]
         kept = ~torch.isin(answers, gone)  # no share of a target for what earlier requests forgot
         found, answers = found[kept], answers[kept]
         if not len(found):
@@ -97,7 +106,6 @@ class AMUN(Method):
             "mean_radius": float(reached.mean()),
         }
         if args.constraint != "none":
-            with trainer.stage("subspaces"):
-                proxies = gather_proxies(trainer, forget.pixels, args.proxies_per_class, args.max_proxies)
-                plan.constraint = build_constraint(trainer, gather_subspaces(trainer, proxies), args.energy_threshold)
+            proxies = gather_proxies(trainer, forget.pixels, args.proxies_per_class, args.max_proxies)
+            plan.constraint = build_constraint(trainer, gather_subspaces(trainer, proxies), args.energy_threshold)
         return plan

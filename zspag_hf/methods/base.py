@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..batches import KeptProxies
 from ..classifier import exact_batch_norms, to_unit
 from ..constraint import HardConstraint, SoftConstraint
-from ..data import KeptProxies
 
 
 @dataclass
@@ -50,9 +50,18 @@ class Method:
     def prepare(self, trainer) -> Plan:
         raise NotImplementedError
 
+    def parts(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The batch as parts whose losses are added up, each with a backward pass of its own."""
+        return [inputs]
+
     def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Soft cross-entropy between the model's outputs and the targets, mean over the batch."""
-        pixels = to_unit(inputs["pixels"], trainer.classifier.device)
+        """Soft cross-entropy between the model's outputs and the targets, weighted by row
+        (:class:`zspag_hf.batches.SharedBatches`)."""
+        logits = self.logits(trainer, model, inputs["pixels"])
+        return (inputs["weights"] * F.cross_entropy(logits, inputs["targets"], reduction="none")).sum()
+
+    def logits(self, trainer, model: torch.nn.Module, pixels: Tensor) -> Tensor:
+        """Through ``model``, the wrapped one that gradients are averaged by; uint8 pixels, or floats in [0, 1]."""
+        pixels = to_unit(pixels, trainer.classifier.device)
         with exact_batch_norms(model, len(pixels)):
-            logits = model(pixel_values=trainer.classifier.normalize(pixels)).logits
-        return F.cross_entropy(logits, inputs["targets"])
+            return model(pixel_values=trainer.classifier.normalize(pixels)).logits.float()

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..attacks import ATTACKS, Attack
 from ..constraint import HardConstraint, SoftConstraint
+from ..grams import Frame, collect_grams, find_frames, framed, too_wide
 from ..labels import distinct
 from ..proxies import ProxySet, make_proxies
-from ..subspaces import Spectrum, collect_grams, free_energy, literal_bases
+from ..subspaces import Spectrum, free_energy, literal_bases
 
 
 @dataclass
@@ -29,32 +30,60 @@ def attack_from(args) -> Attack:
     return ATTACKS[args.attack](**{k: v for k, v in given.items() if v is not None})
 
 
-def gather_proxies(trainer, pixels: Tensor, per_class: int, max_proxies: int) -> ProxySet:
+def gather_proxies(trainer, pixels: Tensor, per_class: int, max_proxies: int, name: str = "proxies") -> ProxySet:
+    """The stage ``name``: proxies of some forget images."""
     args = trainer.args
-    return make_proxies(
-        trainer.classifier,
-        pixels,
-        trainer.forget_ids,
-        attack_from(args),
-        policy=args.proxy_policy,
-        per_class=per_class,
-        max_proxies=max_proxies,
-        seed=args.seed,
-        disable_progress=trainer.quiet,
-    )
+
+    def make():
+        found = make_proxies(
+            trainer.classifier,
+            pixels,
+            trainer.forget_ids,
+            attack_from(args),
+            policy=args.proxy_policy,
+            per_class=per_class,
+            max_proxies=max_proxies,
+            seed=args.seed,
+            disable_progress=trainer.quiet,
+        )
+        facts = dict(vars(found))
+        return {key: facts.pop(key) for key in ("pixels", "labels")}, facts
+
+    tensors, facts = trainer.finished(name, "proxies", make)
+    for key in ("per_class", "shortfall"):  # JSON knows no numbers as keys
+        facts[key] = {int(k): n for k, n in facts[key].items()}
+    return ProxySet(**tensors, **facts)
 
 
 def gather_subspaces(trainer, proxies: ProxySet) -> Subspaces:
-    args = trainer.args
-    grams = collect_grams(
-        trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, disable_progress=trainer.quiet
-    )
-    literal = None
-    if args.subspace_merge == "literal" and args.constraint == "hard":
-        literal = literal_bases(
-            trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, args.energy_threshold
+    """The stages "frames", of layers too wide for a matrix, and "subspaces"; the trainer's layers get their frames."""
+    args, classifier = trainer.args, trainer.classifier
+    wide = too_wide(trainer.layers, args.max_memory_gb)
+    options = {"disable_progress": trainer.quiet}
+
+    def make_frames():
+        frames = find_frames(classifier, proxies.pixels, trainer.layers, wide, args.seed, **options)
+        return {n: frame.columns for n, frame in frames.items()}, {n: frame.missed for n, frame in frames.items()}
+
+    columns, missed = trainer.finished("frames", "subspaces", make_frames) if wide else ({}, {})
+    trainer.frames = {name: Frame(columns[name], missed[name]) for name in wide}
+    trainer.layers = framed(trainer.layers, trainer.frames)
+
+    def make():
+        grams = collect_grams(
+            classifier, proxies.pixels, proxies.labels, trainer.layers, max_memory_gb=args.max_memory_gb, **options
         )
-    return Subspaces(grams, Spectrum(grams), literal)
+        owner = {name: next(n for n in grams if grams[n] is gram) for name, gram in grams.items()}
+        return {name: grams[name] for name in set(owner.values())}, owner
+
+    found, owner = trainer.finished("subspaces", "subspaces", make)
+    grams = {name: found[owner[name]] for name in trainer.layers}
+    with trainer.stage("subspaces"):
+        spectrum = Spectrum(grams, classifier.device)
+        literal = None
+        if args.subspace_merge == "literal" and args.constraint == "hard":
+            literal = literal_bases(classifier, proxies.pixels, proxies.labels, trainer.layers, args.energy_threshold)
+    return Subspaces(grams, spectrum, literal)
 
 
 def build_constraint(trainer, subspaces: Subspaces, threshold: float) -> HardConstraint | SoftConstraint | None:
@@ -63,8 +92,7 @@ def build_constraint(trainer, subspaces: Subspaces, threshold: float) -> HardCon
         return None
     if trainer.args.constraint == "soft":
         return SoftConstraint(trainer.layers, subspaces.spectrum.dampings(threshold))
-    bases = subspaces.literal or {name: subspaces.spectrum.basis(name, threshold) for name in trainer.layers}
-    return HardConstraint(trainer.layers, bases)
+    return HardConstraint(trainer.layers, subspaces.literal or subspaces.spectrum.bases(threshold))
 
 
 def proxy_facts(proxies: ProxySet, names: list[str]) -> dict:
@@ -77,25 +105,34 @@ def proxy_facts(proxies: ProxySet, names: list[str]) -> dict:
     }
 
 
-def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor, args) -> list[dict]:
-    """Per layer: width, rank at the threshold, and the share of forget energy that the constraint leaves free."""
+def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor) -> list[dict]:
+    """The stage "layers": width, rank at the threshold, the share of forget energy that the constraint leaves free, and
+    of proxy energy that a wide layer's frame misses."""
     if constraint is None:
         return []
-    zeros = torch.zeros(len(forget_pixels), dtype=torch.long)
-    forget = collect_grams(trainer.classifier, forget_pixels, zeros, trainer.layers)
-    facts = []
-    for name, layer in trainer.layers.items():
-        basis = subspaces.literal[name] if subspaces.literal else subspaces.spectrum.basis(name, args.energy_threshold)
-        if isinstance(constraint, SoftConstraint):
-            free = constraint.dampings[name].double().cpu()
-        else:
-            free = torch.stack([torch.eye(layer.d_in, dtype=torch.float64) - v @ v.T for v in basis.vectors])
-        facts.append(
-            {
+    threshold = trainer.args.energy_threshold
+
+    def make():
+        zeros = torch.zeros(len(forget_pixels), dtype=torch.long)
+        forget = collect_grams(
+            trainer.classifier, forget_pixels, zeros, trainer.layers, max_memory_gb=trainer.args.max_memory_gb
+        )
+        facts = []
+        for name, layer in trainer.layers.items():
+            literal = subspaces.literal[name] if subspaces.literal else None
+            if isinstance(constraint, SoftConstraint):
+                free = constraint.dampings[name].double().cpu()
+            else:
+                vectors = (literal or subspaces.spectrum.basis(name, threshold)).vectors
+                free = torch.stack([torch.eye(layer.width, dtype=torch.float64) - v @ v.T for v in vectors])
+            record = {
                 "name": name,
                 "d_in": layer.d_in,
-                "rank": basis.rank,
+                "rank": literal.rank if literal else subspaces.spectrum.rank(name, threshold),
                 "free_forget_energy": free_energy(forget[name], free),
             }
-        )
-    return facts
+            frame = trainer.frames.get(name)
+            facts.append(record if frame is None else record | {"frame_width": layer.width, "missed": frame.missed})
+        return {}, {"layers": facts}
+
+    return trainer.finished("layers", "subspaces", make)[1]["layers"]

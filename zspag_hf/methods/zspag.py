@@ -7,15 +7,15 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ..adaptation import AdaptiveControl, choose_damping
-from ..data import KeptProxies
+from ..batches import KeptProxies
 from ..errors import UnlearningError
-from ..head import fit_unseen_rows, head_inputs
+from ..head import fit_unseen_rows, head_inputs, predict_with_inputs
 from ..held_out import HeldOut
 from ..influence import inverse_hessian_product, label_influence, mean_gradient
+from ..processes import from_first
 from ..proxies import ProxySet
 from ..pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels
 from .base import Method, Plan
@@ -37,13 +37,10 @@ class ZSPAG(Method):
     def prepare(self, trainer) -> Plan:
         args, forget = trainer.args, trainer.forget
         train, held = split(len(forget), args.holdout_share if args.adaptive else 0.0, args.seed)
-        with trainer.stage("proxies"):
-            proxies = gather_proxies(trainer, forget.pixels[train], args.proxies_per_class, args.max_proxies)
-            judges = self.held_out_proxies(trainer, forget.pixels[held]) if args.adaptive else None
-        with trainer.stage("subspaces"):
-            subspaces = gather_subspaces(trainer, proxies)
-        with trainer.stage("pseudo_labels"):
-            labels = self.pseudo_labels(trainer, proxies, subspaces)
+        proxies = gather_proxies(trainer, forget.pixels[train], args.proxies_per_class, args.max_proxies)
+        judges = self.held_out_proxies(trainer, forget.pixels[held]) if args.adaptive else None
+        subspaces = gather_subspaces(trainer, proxies)
+        labels = self.pseudo_labels(trainer, proxies, subspaces)
         plan = Plan(forget.pixels[train], labels.targets[train], list(trainer.layers))
         plan.facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
         if args.adaptive:
@@ -56,9 +53,7 @@ class ZSPAG(Method):
             plan.trainable = [trainer.head] if args.scope == "head" else plan.trainable
         if args.adaptive:
             plan.proxies = self.kept_proxies(trainer, proxies)
-        with trainer.stage("subspaces"):
-            plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train], args)
-        plan.facts["grams"] = subspaces.grams
+        plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train])
         return plan
 
     def held_out_proxies(self, trainer, pixels: Tensor) -> ProxySet:
@@ -66,11 +61,21 @@ class ZSPAG(Method):
         args = trainer.args
         share = args.holdout_share / (1 - args.holdout_share)
         per_class, most = max(1, round(args.proxies_per_class * share)), max(1, round(args.max_proxies * share))
-        return gather_proxies(trainer, pixels, per_class, most)
+        return gather_proxies(trainer, pixels, per_class, most, "held_out_proxies")
 
     def pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces) -> PseudoLabels:
+        """The stage "pseudo_labels"."""
+
+        def make():
+            found = self.make_pseudo_labels(trainer, proxies, subspaces)
+            return {name: tensor for name, tensor in vars(found).items() if tensor is not None}, {}
+
+        tensors, _ = trainer.finished("pseudo_labels", "pseudo_labels", make)
+        return PseudoLabels(tensors["targets"], tensors.get("influence"))
+
+    def make_pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces) -> PseudoLabels:
         args, classifier, forget = trainer.args, trainer.classifier, trainer.forget
-        logits = classifier.predict(forget.pixels)
+        logits = classifier.predict_shared(forget.pixels)
         influence = None
         if args.tilt == "influence" or args.pseudo_label == "paper":
             g = mean_gradient(classifier, proxies.pixels, proxies.labels, trainer.layers)
@@ -96,15 +101,15 @@ class ZSPAG(Method):
         """The training proxies with the original's outputs without the forgotten classes, and its features."""
         classifier, features = trainer.classifier, None
         if trainer.head is None:
-            logits = classifier.predict(proxies.pixels)
+            logits = classifier.predict_shared(proxies.pixels)
         else:
-            with head_inputs(trainer.layers[trainer.head]) as inputs:
-                logits = classifier.predict(proxies.pixels)
-            features = torch.cat(inputs)
+            logits, features = predict_with_inputs(classifier, trainer.layers[trainer.head], proxies.pixels)
             self.center, spread = features.mean(0), features.std(0, correction=0)
             # a feature that is dead on the proxies must not own the loss
             self.scale = spread.clamp_min(0.1 * float(spread.median()) + 1e-6)
-            features = ((features - self.center) / self.scale).cpu()
+            features = (features - self.center) / self.scale
+            points = {"features": features, "labels": proxies.labels}
+            trainer.projected = points | {"center": self.center, "scale": self.scale}
         targets = pseudo_labels(logits, trainer.forget_ids, None).targets
         return KeptProxies(proxies.pixels, targets, proxies.labels, features)
 
@@ -112,7 +117,9 @@ class ZSPAG(Method):
         """Choose damping and step size, and hand the run to :class:`AdaptiveControl`."""
         args, layers = trainer.args, trainer.layers
         thresholds = (args.energy_threshold,) if args.energy_threshold else None
-        with trainer.stage("adaptation"):
+        given = args.learning_rate
+
+        def make():
             threshold, rate, probe = choose_damping(
                 held_out,
                 subspaces.spectrum,
@@ -122,9 +129,10 @@ class ZSPAG(Method):
                 args.proxy_budget,
                 **({"thresholds": thresholds} if thresholds else {}),
             )
-        chosen = [threshold, rate if args.learning_rate is None else args.learning_rate]
-        broadcast_object_list(chosen)
-        threshold, rate = args.energy_threshold, args.learning_rate = chosen
+            return {}, {"threshold": threshold, "rate": rate if given is None else given, "probe": probe}
+
+        chosen = from_first(trainer.finished("adaptation", "adaptation", make)[1])
+        threshold, rate = args.energy_threshold, args.learning_rate = chosen["threshold"], chosen["rate"]
         plan.constraint = build_constraint(trainer, subspaces, threshold)
         finish = None
         if args.scope != "all" and trainer.head is not None:
@@ -148,22 +156,32 @@ class ZSPAG(Method):
             whole=args.scope != "head",
         )
         plan.callbacks.append(control)
-        plan.facts |= {"probe": probe, "control": control}
+        plan.facts |= {"probe": chosen["probe"], "control": control}
+
+    def parts(self, inputs):
+        """Forget images and proxies one after the other: half the memory of both at once."""
+        paired = ("proxy_pixels", "proxy_targets")
+        if "proxy_pixels" not in inputs:
+            return [inputs]
+        return [
+            {name: value for name, value in inputs.items() if name not in paired},
+            {name: inputs[name] for name in (*paired, "weights")},
+        ]
 
     def compute_loss(self, trainer, model, inputs):
         """Soft cross-entropy on the forget images; in an adaptive run two terms more, on proxies that stay (weight
         ``proxy_weight``) and on features that become theirs (weight ``feature_weight``)."""
-        if "proxy_pixels" not in inputs:
-            return super().compute_loss(trainer, model, inputs)
-        args, count = trainer.args, len(inputs["pixels"])
-        pixels = torch.cat([inputs["pixels"].float() / 255, inputs["proxy_pixels"]])
+        args, weights = trainer.args, inputs["weights"]
+        if "proxy_pixels" in inputs:
+            logits = self.logits(trainer, model, inputs["proxy_pixels"])
+            kept = F.kl_div(logits.log_softmax(1), inputs["proxy_targets"], reduction="none").sum(1)
+            return args.proxy_weight * (weights * kept).sum()
         with head_inputs(trainer.layers[trainer.head]) if "feature_targets" in inputs else nullcontext() as features:
-            logits = model(pixel_values=trainer.classifier.normalize(pixels)).logits
-        kept = F.kl_div(logits[count:].log_softmax(1), inputs["proxy_targets"], reduction="batchmean")
-        loss = F.cross_entropy(logits[:count], inputs["targets"]) + args.proxy_weight * kept
+            loss = super().compute_loss(trainer, model, inputs)
         if features:
-            mine = (features[0][:count] - self.center) / self.scale
-            loss = loss + args.feature_weight * F.mse_loss(mine, inputs["feature_targets"])
+            mine = (features[0] - self.center.to(features[0])) / self.scale.to(features[0])
+            away = F.mse_loss(mine, inputs["feature_targets"], reduction="none").mean(1)
+            loss = loss + args.feature_weight * (weights * away).sum()
         return loss
 
 
