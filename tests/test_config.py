@@ -75,7 +75,7 @@ def test_what_is_given_is_kept():
         ({"adaptive": True, "constraint": "hard"}, "adaptive=True works on the soft constraint"),
         ({"optim": "adamw_torch"}, "an adaptive run needs optim='sgd', not 'adamw_torch'"),
         ({"lr_scheduler_type": "linear"}, "needs lr_scheduler_type='constant', not 'linear'"),
-        ({"fp16": True}, "fp16=True needs its gradients scaled"),
+        ({"fp16": True}, "mixed precision 'fp16'"),
         ({"gradient_checkpointing": True}, "does nothing in eval mode"),
         ({"load_best_model_at_end": True}, "would choose by test data"),
         ({"adaptive": True, "num_train_epochs": 3}, "give max_steps"),

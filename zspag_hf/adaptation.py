@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from .classifier import PixelClassifier, to_unit
 from .constraint import SoftConstraint, damped
@@ -35,6 +36,7 @@ SLACK = 0.1  # what counts as no difference, of gains and of divergences from th
 PATIENCE = 10  # rounds without 2 % less divergence from the target
 PROBE_IMAGES = 256  # forget images that the first step is chosen on
 THRESHOLDS = (0.9, 0.99, 0.999, 0.9999)
+CHECKPOINTED = ("rejected", "stalled", "settled", "ceiling", "best", "curve")
 FORGOTTEN = 0.01  # mean probability of the forgotten classes at which a held-out forget set counts as forgotten
 
 
@@ -129,7 +131,7 @@ def soft_loss(classifier: PixelClassifier, pixels: Tensor, targets: Tensor) -> f
     return float(F.cross_entropy(classifier.predict_shared(pixels), targets))
 
 
-class AdaptiveControl(TrainerCallback):
+class AdaptiveControl(TrainerCallback, ExportableState):
     """Steers one run: rounds of steps, each kept or rolled back by what the held-out data say.
 
     Phase "whole": every constrained layer. A round is rolled back, and the step divided by 4, when it spends more than
@@ -139,6 +141,8 @@ class AdaptiveControl(TrainerCallback):
     held-out forget images are forgotten and the divergence from their targets has stopped falling, after
     ``MAX_REJECTED`` rollbacks, or ``PATIENCE`` rounds without progress.
     Phase "head": the head's rows of the forgotten classes are fitted (:func:`zspag_hf.head.fit_unseen_rows`).
+
+    Checkpoints are put off to the end of a round, when the weights are those that were kept last.
 
     Args:
         finish: fits the rows; None where only the whole network is to move (scope "all").
@@ -166,11 +170,26 @@ class AdaptiveControl(TrainerCallback):
         self.rejected = self.stalled = self.since = 0
         self.settled, self.ceiling = False, math.inf
         self.phase, self.level = "whole", None
+        self.kept: Reading | None = None
+        self.best, self.save_due = math.inf, False
+
+    def state(self) -> dict:
+        """What a checkpoint has to hold beside the weights, in the form that Trainer writes."""
+        if self.kept is None:
+            return {"args": {}, "attributes": {}}
+        attributes = {name: getattr(self, name) for name in CHECKPOINTED}
+        return {"args": {}, "attributes": attributes | {"kept": asdict(self.kept), "scale": self.constraint.step_scale}}
 
     def on_train_begin(self, args, state, control, **_):
-        self.kept = self.read()
-        self.best = self.kept.target_js
-        self.record(state, self.kept, True)
+        if state.global_step:  # resumed
+            saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+            for name in CHECKPOINTED:
+                setattr(self, name, saved[name])
+            self.kept, self.constraint.step_scale = Reading(**saved["kept"]), saved["scale"]
+        else:
+            self.kept = self.read()
+            self.best = self.kept.target_js
+            self.record(state, self.kept, True)
         self.snapshot()
 
     def on_step_end(self, args, state, control, **_):
@@ -180,6 +199,15 @@ class AdaptiveControl(TrainerCallback):
             self.end(state, control)
         elif self.since >= ROUND_STEPS or state.global_step >= args.max_steps:
             self.close_round(args, state, control)
+        self.put_off_checkpoint(control)
+
+    def on_epoch_end(self, args, state, control, **_):
+        self.put_off_checkpoint(control)
+
+    def put_off_checkpoint(self, control) -> None:
+        wanted = control.should_save or self.save_due
+        control.should_save = wanted and not self.since and not control.should_training_stop
+        self.save_due = wanted and not control.should_save
 
     def on_train_end(self, args, state, control, **_):
         if self.since:  # stopped by somebody else within a round: that round is judged too

@@ -245,8 +245,14 @@ def check_launch(accelerator) -> None:
     On CPU ``accelerate launch --num_processes 2`` starts one process and leaves only MASTER_ADDR behind.
 
     Raises:
-        UnlearningError: fewer processes run than were asked for.
+        UnlearningError: fewer processes run than were asked for, or others.
     """
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if fsdp and accelerator.distributed_type.value != "FSDP":
+        raise UnlearningError(
+            f"FSDP was asked for and {accelerator.distributed_type.value} runs, which is what accelerate makes of it"
+            " without GPUs: launch without --use_fsdp."
+        )
     asked = os.environ.get("WORLD_SIZE") or ("several" if "MASTER_ADDR" in os.environ else "1")
     if asked != str(accelerator.num_processes) and (asked != "several" or accelerator.num_processes == 1):
         raise UnlearningError(

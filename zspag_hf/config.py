@@ -228,6 +228,13 @@ class UnlearningConfig(TrainingArguments):
             super().__post_init__()
         if chosen_later:
             self.learning_rate = None
+        if self.mixed_precision not in ("no", "bf16"):
+            raise UnlearningError(
+                f"mixed precision {self.mixed_precision!r} needs its gradients scaled, or rounds too much for the"
+                " constraint: give bf16=True, or leave it off."
+            )
+        # UnlearningTrainer applies it itself: accelerate would wrap the model, and every reading and score with it
+        self.bf16, self.mixed_precision = self.mixed_precision == "bf16", "no"
 
     @property
     def hub(self) -> HubOptions:
@@ -295,11 +302,6 @@ class UnlearningConfig(TrainingArguments):
                     f"an adaptive run needs {name}={needed!r}, not {value!r}: rollback and step size assume plain SGD"
                     " at a constant rate. Give adaptive=False with a learning_rate to use another."
                 )
-        if self.fp16:
-            raise UnlearningError(
-                "fp16=True needs its gradients scaled, which the chosen learning_rate does not know of: give bf16=True,"
-                " or adaptive=False with a learning_rate."
-            )
         if self.load_best_model_at_end:
             raise UnlearningError(
                 "load_best_model_at_end=True would choose by test data: leave it off in an adaptive run."

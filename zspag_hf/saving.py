@@ -34,11 +34,9 @@ class PublishingTrainer(Trainer):
     cache: StageCache | None
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.load_weights(resume_from_checkpoint)
 
     def _load_best_model(self):
-        super()._load_best_model()
         self.load_weights(self.state.best_model_checkpoint)
 
     def load_weights(self, folder: str) -> None:

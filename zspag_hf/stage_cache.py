@@ -23,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from .errors import UnlearningError
+from .files import write_whole
 from .processes import from_first, rank_and_size, tensors_from_first
 
 FOLDER, KEY_NAME = "_stages", "_run.json"
@@ -66,15 +67,23 @@ class StageCache:
             self.warn_of_others()
         if not resume:
             shutil.rmtree(self.folder, ignore_errors=True)
-        for folder in (self.root, self.folder):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-        (self.folder / KEY_NAME).write_text(json.dumps(self.key, indent=1), encoding="utf-8")
+        try:
+            for folder in (self.root, self.folder):
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+            write_whole(str(self.folder / KEY_NAME), json.dumps(self.key, indent=1).encode())
+        except OSError as error:
+            raise UnlearningError(
+                f"stages cannot be kept in {str(self.folder)!r} ({error}): make room or give another output_dir."
+            ) from error
 
     def warn_of_others(self) -> None:
         """Say why the stages of an earlier run are not used."""
         for path in sorted(self.root.glob(f"*/{KEY_NAME}")):
-            differing = differences(json.loads(path.read_text(encoding="utf-8")), self.key)
-            logger.warning(f"Stages of another run are not used; it had another {', '.join(differing)}.")
+            try:
+                differing = ", ".join(differences(json.loads(path.read_text(encoding="utf-8")), self.key))
+            except ValueError:
+                differing = f"key, which is damaged ({path})"
+            logger.warning(f"Stages of another run are not used; it had another {differing}.")
 
     def stage(self, name: str, make: Callable[[], Stage]) -> tuple[dict[str, Tensor], dict, float]:
         """A stage's tensors and facts from disk, or else made and written.
@@ -101,8 +110,8 @@ class StageCache:
         """
         if not self.first:
             return
-        tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
-        metadata = {"facts": json.dumps(facts), "sha256": checksum(tensors)}
+        tensors, text = apart(tensors), json.dumps(facts)
+        metadata = {"facts": text, "sha256": digest_of({"facts": text, "tensors": checksum(tensors)})}
         part = self.folder / f"{name}.part"
         try:
             save_file(tensors, part, metadata)
@@ -125,9 +134,10 @@ class StageCache:
             with safe_open(self.path(name), "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 metadata = file.metadata()
-            if metadata["sha256"] != checksum(tensors):
+            text = metadata["facts"]
+            if metadata["sha256"] != digest_of({"facts": text, "tensors": checksum(tensors)}):
                 raise SafetensorError("another checksum")
-            return tensors, json.loads(metadata["facts"])
+            return tensors, json.loads(text)
         except FileNotFoundError:
             return None, None
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -164,6 +174,17 @@ def forget_stages(output_dir: str) -> None:
     shutil.rmtree(Path(output_dir, FOLDER), ignore_errors=True)
 
 
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each in memory of its own: safetensors refuses tensors that share it."""
+    found, taken = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous().cpu()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in taken else tensor
+        taken.add(place)
+    return found
+
+
 def checksum(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and values."""
     total = hashlib.sha256()
@@ -180,6 +201,6 @@ def digest_of(key: dict) -> str:
 
 def differences(one: dict, other: dict) -> list[str]:
     """Names of what differs between two keys."""
-    found = [name for name in other if name != "settings" and one.get(name) != other[name]]
     mine, theirs = one.get("settings", {}), other.get("settings", {})
-    return found + [name for name in theirs if mine.get(name) != theirs[name]]
+    pairs = ((one | {"settings": None}, other | {"settings": None}), (mine, theirs))
+    return [name for a, b in pairs for name in {**a, **b} if a.get(name) != b.get(name)]

@@ -37,6 +37,7 @@ from .errors import UnlearningError
 from .evaluation import LEVELS, Table
 from .evaluation.trained import compare_trained, make_report, project
 from .finite import check_weights, not_finite
+from .heartbeat import heartbeat
 from .labels import check_dataset, class_names, distinct, model_labels, reconcile_labels
 from .layers import constrained_layers, head_name
 from .loading import inherited_card, resolve_model, source_of
@@ -213,7 +214,7 @@ class UnlearningTrainer(PublishingTrainer):
 
     # ------------------------------------------------------------------ training
 
-    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
         """Run the stages and the constrained training; see :class:`zspag_hf.methods.zspag.ZSPAG` for the default.
 
         Args:
@@ -226,6 +227,11 @@ class UnlearningTrainer(PublishingTrainer):
         """
         resume = True if str(resume_from_checkpoint).lower() == "true" else resume_from_checkpoint or False
         check_checkpoint(resume)
+        with heartbeat():
+            return self.run_stages(resume, trial, ignore_keys_for_eval)
+
+    def run_stages(self, resume: bool | str, trial, ignore_keys_for_eval) -> TrainOutput:
+        """What stands in ``method.prepare``, then the steps; finished stages are taken from the cache on ``resume``."""
         start = time.perf_counter()
         self.timings.clear()
         if self.own_optimizer:
@@ -324,6 +330,12 @@ class UnlearningTrainer(PublishingTrainer):
                 losses.append(super().training_step(model, part, num_items_in_batch))
         return sum(losses) + super().training_step(model, last, num_items_in_batch)
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
+        """bf16 in training steps alone: what is measured, and what the constraint multiplies, stays in float32."""
+        if not self.args.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=cache_enabled)
+
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
         if self.plan is not None and self.plan.constraint is not None:
@@ -410,11 +422,12 @@ class UnlearningTrainer(PublishingTrainer):
             )
         if not self.is_in_train and self.report is not None:
             comparison = compare_trained(self, dataset, retain, retrained, beside, level)
-        metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
-        if comparison is not None:
-            with self.stage("evaluation"):
-                self.table = comparison.run(self.report)
-                self.report.projection = project(self, self.table) if level == "full" else None
+        with heartbeat():
+            metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
+            if comparison is not None:
+                with self.stage("evaluation"):
+                    self.table = comparison.run(self.report)
+                    self.report.projection = project(self, self.table) if level == "full" else None
         return metrics
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):

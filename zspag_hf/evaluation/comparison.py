@@ -18,6 +18,7 @@ from ..layers import constrained_layers, head_name
 from ..loading import HubOptions, resolve_model
 from ..metrics import METRICS, compute
 from ..metrics.rows import FORGET, RETAIN, TEST_FORGOTTEN, TEST_RETAINED, VIEWS
+from ..processes import each_shared
 from ..report import UnlearningReport, model_name
 from .floors import PAIRWISE, floor, least_tolerances, verdict
 from .heatmaps import heatmap_layer, heatmaps
@@ -124,7 +125,9 @@ class Comparison:
         if self.forget_ids:  # else there is nothing to mask
             add_masked(table, self.forget_ids)
         references = list(self.references)
-        rows = {name: table_scores(table, name, [r for r in references if r != name]) for name in table.logits}
+        names = list(table.logits)
+        found = each_shared(lambda name: table_scores(table, name, [r for r in references if r != name]), names)
+        rows = dict(zip(names, found, strict=True))
         report.relearning = self.relearn(rows)
         report.heatmaps = self.look(rows)
         for row in rows.values():
@@ -168,7 +171,7 @@ class Comparison:
 
     def relearn(self, rows: dict[str, dict]) -> dict[str, dict]:
         """Relearning curves by model, and their scores written into the rows."""
-        watched = self.watched(TEST_FORGOTTEN)
+        watched = self.watched(TEST_FORGOTTEN, among=(self.relearn_on or self.forget).labels)
         if watched is None and self.views is not None:
             watched = stacked(self.views, drawn(len(self.views), WATCHED_IMAGES, self.seed))
         if watched is None:
@@ -176,7 +179,7 @@ class Comparison:
         level = LEVELS[self.level]
         data = RelearnData(self.some(self.relearn_on or self.forget), watched, self.watched(TEST_RETAINED))
         retain = self.some(self.retain) if level.relearn_mixed and self.retain is not None else None
-        curves = relearn_all(self.models, data, retain, level.relearn_repeats, self.seed, self.accelerator, self.quiet)
+        curves = relearn_all(self.models, data, retain, level.relearn_repeats, self.seed, self.quiet)
         if "masked" in rows:
             curves["masked"] = curves["original"]  # its weights are the original's
         start = curves["original"]["forget"]["acc_ut"][0]
@@ -194,10 +197,17 @@ class Comparison:
         """Images to fine-tune on."""
         return stacked(dataset, drawn(len(dataset), RELEARN_IMAGES, self.seed))
 
-    def watched(self, split: str, most: int = WATCHED_IMAGES) -> tuple[Tensor, Tensor] | None:
-        """Some test images of forgotten or of retained classes; None where there is none."""
+    def watched(
+        self, split: str, most: int = WATCHED_IMAGES, among: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Some test images of forgotten or of retained classes; None where there is none.
+
+        Args:
+            among: labels that they may have: a fine-tuning on one request's classes cannot bring back another's.
+        """
         gone = torch.isin(self.test.labels, torch.tensor(self.forget_ids))
-        rows = (gone if split == TEST_FORGOTTEN else ~gone).nonzero().squeeze(1)
+        fits = gone if split == TEST_FORGOTTEN else ~gone
+        rows = (fits if among is None else fits & torch.isin(self.test.labels, among)).nonzero().squeeze(1)
         chosen = rows[drawn(len(rows), most, self.seed)].tolist()
         return stacked(self.test, chosen) if chosen else None
 
@@ -214,7 +224,9 @@ class Comparison:
         layers = {name: heatmap_layer(model, pixels[:1]) for name, model in self.models.items()}
         if None in layers.values():
             return {}
-        maps = {name: heatmaps(model, layers[name], pixels, labels) for name, model in self.models.items()}
+        names = list(self.models)
+        found = each_shared(lambda name: heatmaps(self.models[name], layers[name], pixels, labels), names)
+        maps = dict(zip(names, found, strict=True))
         if len({found.shape for found in maps.values()}) > 1:  # other architectures have other grids
             return {}
         flat = {name: found.flatten(1).numpy() for name, found in maps.items()}

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..classifier import PixelClassifier, to_unit
+from ..processes import each_shared, rank_and_size
 
 LEARNING_RATE = 1e-3  # Adam's, as in GKT's relearn time
 STEPS = 20
@@ -75,7 +75,6 @@ def relearn_all(
     retain: tuple[Tensor, Tensor] | None,
     repeats: int,
     seed: int,
-    accelerator,
     disable_progress: bool = True,
 ) -> dict[str, dict[str, dict]]:
     """Curves of every model, shared among the processes: name -> "forget" and, with ``retain``, "mixed" -> curve.
@@ -84,15 +83,17 @@ def relearn_all(
     """
     kinds = {"forget": data} if retain is None else {"forget": data, "mixed": replace(data, retain=retain)}
     tasks = [(name, kind, repeat) for name in models for kind in kinds for repeat in range(repeats)]
-    mine = tasks[accelerator.process_index :: accelerator.num_processes]
-    found = [
-        (task, relearning_curve(models[task[0]], kinds[task[1]], STEPS, seed + task[2]))
-        for task in tqdm(mine, desc="Relearning", disable=disable_progress)
-    ]
+    with tqdm(total=len(tasks[:: rank_and_size()[1]]), desc="Relearning", disable=disable_progress) as bar:
+
+        def work(task):
+            curve = relearning_curve(models[task[0]], kinds[task[1]], STEPS, seed + task[2])
+            bar.update()
+            return curve
+
+        found = each_shared(work, tasks)
     curves: dict[str, dict[str, dict]] = {name: {} for name in models}
-    every = gather_object(found)
     for name in models:
         for kind in kinds:
-            runs = [curve for task, curve in every if task[:2] == (name, kind)]
+            runs = [curve for task, curve in zip(tasks, found, strict=True) if task[:2] == (name, kind)]
             curves[name][kind] = {key: np.mean([run[key] for run in runs], 0).tolist() for key in runs[0]}
     return curves

@@ -1,0 +1,228 @@
+"""What the benchmarks measure on: classifiers from configurations with random weights, and the case of the options."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from datasets import ClassLabel, Dataset, Features, Image
+from digits import digits_dataset, digits_model, train_classifier
+from measure import ON_GPU, RESULTS
+from PIL import Image as PILImage
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageClassification,
+    MobileNetV2Config,
+    PreTrainedModel,
+    ResNetConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+)
+
+from zspag_hf import PixelClassifier, UnlearningConfig, UnlearningTrainer
+from zspag_hf.classifier import to_pixels
+from zspag_hf.jobs import DataArguments, Job, load_job
+from zspag_hf.labels import rows_of_classes
+from zspag_hf.layers import constrained_layers, head_name
+from zspag_hf.loading import load_classifier
+
+DIGIT = "3"
+FOLDER = Path("outputs/benchmarks/digits")  # the classifier of digits, trained once
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
+
+# --------------------------------------------------------------------------------------------- random classifiers
+
+
+def random_model(config, labels: int) -> PreTrainedModel:
+    """A classifier of that configuration with classes "0", "1", ...; the same weights every time."""
+    names = [str(i) for i in range(labels)]
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    torch.manual_seed(0)
+    return AutoModelForImageClassification.from_config(config).eval()
+
+
+def processor(side: int) -> ViTImageProcessorPil:
+    return ViTImageProcessorPil(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+
+
+def vit(side: int, patch: int, settings: dict) -> ViTConfig:
+    return ViTConfig(image_size=side, patch_size=patch, initializer_range=0.1, **settings)
+
+
+def resnet_18(widths: list[int], depth: int = 2) -> ResNetConfig:
+    return ResNetConfig(layer_type="basic", depths=[depth] * 4, hidden_sizes=widths, embedding_size=widths[0])
+
+
+# name -> configuration, side of its images, classes; of real size, and as small as it gets
+ARCHITECTURES = {
+    "real": {
+        "ViT-B/16": lambda: (ViTConfig(), 224, 1000),
+        "ResNet-50": lambda: (ResNetConfig(), 224, 1000),
+        "MobileNetV2": lambda: (MobileNetV2Config(), 224, 1000),
+        "ViT of 32 pixels": lambda: (vit(32, 8, SMALL), 32, 10),
+    },
+    "small": {
+        "ViT-B/16": lambda: (vit(16, 8, TINY), 16, 10),
+        "ResNet-50": lambda: (ResNetConfig(depths=[1, 1], hidden_sizes=[16, 32], embedding_size=8), 16, 10),
+        "MobileNetV2": lambda: (MobileNetV2Config(image_size=32, depth_multiplier=0.1), 32, 10),
+        "ViT of 32 pixels": lambda: (vit(8, 4, TINY), 8, 10),
+    },
+}
+
+
+def architecture(name: str, size: str) -> tuple[PreTrainedModel, ViTImageProcessorPil]:
+    config, side, labels = ARCHITECTURES[size][name]()
+    return random_model(config, labels), processor(side)
+
+
+# --------------------------------------------------------------------------------------------------------- images
+
+
+def random_images(count: int, side: int) -> list[PILImage.Image]:
+    """A colour of its own for each image, and noise."""
+    rng = np.random.default_rng(0)
+    colours, noise = rng.integers(0, 256, (count, 1, 1, 3)), rng.integers(0, 256, (count, side, side, 3))
+    return [PILImage.fromarray(pixels) for pixels in ((colours + noise) // 2).astype(np.uint8)]
+
+
+def labelled(images: list[PILImage.Image], label: int, classes: int) -> Dataset:
+    """The images as a data set, all of one class of "0", "1", ..."""
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(classes)])})
+    return Dataset.from_dict({"image": images, "label": [label] * len(images)}, features=features)
+
+
+def answers(model: PreTrainedModel, processor, images: list[PILImage.Image]) -> Tensor:
+    """Classes by the mean of their logits on the images, the largest first."""
+    classifier = PixelClassifier(model, processor)
+    return (
+        classifier.predict(to_pixels([image.convert("RGB") for image in images], processor)).mean(0).argsort().flip(0)
+    )
+
+
+def with_random_head(model: PreTrainedModel, processor, classes: int) -> PreTrainedModel:
+    """A copy with a random head of so many classes, whose logits spread as a trained one's."""
+    model = copy.deepcopy(model)
+    classifier = PixelClassifier(model, processor)
+    pixels = to_pixels(random_images(2, 32), processor).float() / 255
+    name = head_name(constrained_layers(model, lambda: classifier(pixels)), classifier.num_labels)
+    old = model.get_submodule(name)
+    head = nn.Linear(old.in_features, classes)
+    generator = torch.Generator().manual_seed(0)
+    nn.init.normal_(head.weight, std=3 / math.sqrt(old.in_features), generator=generator)
+    nn.init.zeros_(head.bias)
+    model.set_submodule(name, head)
+    names = [str(i) for i in range(classes)]
+    model.num_labels = classes
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------- cases
+
+
+@dataclass
+class Case:
+    """A classifier with the images that it is to forget; retained: how many other training images there are."""
+
+    job: Job
+    config: UnlearningConfig
+    retained: int
+
+    def trainer(self, folder: str, kind: type[UnlearningTrainer] = UnlearningTrainer, **options) -> UnlearningTrainer:
+        """A trainer on the model, which it changes; see :meth:`again`."""
+        return kind(
+            self.job.model,
+            self.config.but(output_dir=folder, **options),
+            self.job.forget,
+            processing_class=self.job.processor,
+            label_mapping=self.job.mapping,
+        )
+
+    def again(self) -> Case:
+        """The same with a copy of the model."""
+        return replace(self, job=replace(self.job, model=copy.deepcopy(self.job.model)))
+
+
+def random_case(model: PreTrainedModel, processor, images: list[PILImage.Image], place: int = 0, **options) -> Case:
+    """Images all of one class, the one that the model gives them most; ``place`` 1: second most, and so on."""
+    label = int(answers(model, processor, images)[place])
+    forget = labelled(images, label, model.config.num_labels)
+    return Case(Job(model, processor, forget, forget), quiet_config(forget_classes=[str(label)], **options), 64)
+
+
+def quiet_config(**options) -> UnlearningConfig:
+    return UnlearningConfig(disable_tqdm=True, report_to="none", logging_strategy="no", use_cpu=not ON_GPU, **options)
+
+
+def benchmark_parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    """The options that all have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--size", choices=["small", "real"], default="real", help="small: only to see that it runs")
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds, after one that warms up")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file that the results are put into")
+    return parser
+
+
+def case_parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    """With the options that name the case: digits unless a model is given."""
+    parser = benchmark_parser(description, repeats)
+    parser.add_argument("--model_name_or_path", help="Hub id or folder; unset: a small ViT that reads digits")
+    parser.add_argument("--dataset_name", help="Hub id or folder of the images that the model was trained on")
+    parser.add_argument("--forget_classes", nargs="+", default=[DIGIT])
+    parser.add_argument("--max_forget_samples", type=int, default=1000)
+    return parser
+
+
+def load_case(arguments: argparse.Namespace) -> Case:
+    """What the options of :func:`case_parser` name."""
+    if arguments.size == "small":
+        model = random_model(vit(8, 4, TINY), 6)
+        images = random_images(24, 8)
+        return random_case(model, processor(8), images, proxies_per_class=4, max_steps=10, attack_eps=0.5)
+    config = quiet_config(forget_classes=arguments.forget_classes, dataset_name=arguments.dataset_name)
+    if arguments.model_name_or_path is None:
+        return digits_case(config)
+    data = DataArguments(
+        arguments.model_name_or_path, max_forget_samples=arguments.max_forget_samples, retain_in_evaluation=True
+    )
+    job = load_job(data, config)
+    return Case(job, config, len(job.retain))
+
+
+def digits_case(config: UnlearningConfig) -> Case:
+    train, test = digits_dataset()
+    names = train.features["label"].names
+    if not FOLDER.exists():
+        model, processor = digits_model(names, 0)
+        train_classifier(model, processor, train, [], config.but(output_dir=str(FOLDER.parent)))
+        model.save_pretrained(FOLDER)
+        processor.save_pretrained(FOLDER)
+    model, processor = load_classifier(str(FOLDER))
+    rows = rows_of_classes(train, "label", range(len(names)), [names.index(c) for c in config.forget_classes])
+    return Case(Job(model, processor, train.select(rows), test), config, len(train) - len(rows))
+
+
+@contextmanager
+def silence() -> Iterator[str]:
+    """Nothing is printed inside; gives a folder that is deleted afterwards."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        yield folder

@@ -1,0 +1,290 @@
+"""The pipeline's speed and memory, as ratios measured in one run: against plain fine-tuning, against retraining, and of
+its stages against their literal forms.
+
+    python examples/benchmarks/speed.py
+    python examples/benchmarks/speed.py --model_name_or_path MODEL --dataset_name DATA --forget_classes cat
+
+Peak memory is of fresh processes, and of a ViT-B/16 with random weights.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from literal import influence_by_label, largest_angle, stacked_bases
+from measure import DEVICE, add_results, in_fresh_process, interleaved, peak_mb, reset_peak, row
+from models import (
+    Case,
+    architecture,
+    case_parser,
+    load_case,
+    processor,
+    random_case,
+    random_images,
+    random_model,
+    resnet_18,
+    silence,
+)
+from torch import Tensor
+
+from zspag_hf import UnlearningTrainer
+from zspag_hf.classifier import PixelClassifier, to_pixels, to_unit
+from zspag_hf.cost import prepare, random_pixels
+from zspag_hf.grams import collect_grams
+from zspag_hf.influence import label_influence, mean_gradient
+from zspag_hf.methods.stages import attack_from
+from zspag_hf.proxies import ProxySet, attack_pairs, make_proxies, quota_pairs
+from zspag_hf.pseudo_labels import retained_mask
+from zspag_hf.subspaces import Spectrum
+
+EPOCHS = 10
+THRESHOLD = 0.99
+
+
+def fine_tune(classifier: PixelClassifier, pixels: Tensor, labels: Tensor, epochs: int, batch: int) -> None:
+    """Plain SGD on all parameters."""
+    model = classifier.model.train().requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(pixels)).split(batch):
+            logits = classifier(to_unit(pixels[rows], classifier.device))
+            F.cross_entropy(logits, labels[rows].to(logits.device)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def retained_labels(trainer: UnlearningTrainer, count: int) -> Tensor:
+    """Random ones, which is what fine-tuning without further thought would teach."""
+    keep = retained_mask(trainer.classifier.num_labels, trainer.forget_ids).nonzero().squeeze(1)
+    return keep[torch.randint(len(keep), (count,))]
+
+
+# ------------------------------------------------------------------------------------------------ the whole pipeline
+
+
+def pipeline_part(arguments: Namespace) -> list[dict]:
+    """The default run beside fine-tuning on the same images, and beside a share of a retraining."""
+    case, stages = load_case(arguments), []
+    images = min(arguments.retrain_images, case.retained)
+    with silence() as folder:
+
+        def unlearning():
+            trainer = case.again().trainer(folder, per_device_train_batch_size=arguments.batch)
+
+            def run():
+                trainer.train()
+                stages.append(dict(trainer.timings))
+
+            return run
+
+        def tuning(count: int | None = None, epochs: int = 1):
+            trainer = case.again().trainer(folder)
+            pixels = trainer.forget.pixels
+            if count is not None:
+                pixels = pixels[torch.arange(count) % len(pixels)]
+            labels = retained_labels(trainer, len(pixels))
+            return partial(fine_tune, trainer.classifier, pixels, labels, epochs, arguments.batch)
+
+        prepare_all = {
+            "unlearning": unlearning,
+            "tuning": partial(tuning, epochs=EPOCHS),
+            "retraining": partial(tuning, images),
+        }
+        took = interleaved(prepare_all, arguments.repeats)
+    forget = len(case.job.forget)
+    retraining = took["retraining"] * arguments.retrain_epochs * case.retained / images
+    steps = f"batch {arguments.batch}"
+    return [
+        row(
+            f"default run over {EPOCHS} epochs of plain fine-tuning, the same {forget:,} forget images, {steps}: time",
+            took["unlearning"] / took["tuning"],
+            "at most 1.5",
+        ),
+        row(
+            f"{arguments.retrain_epochs} epochs of retraining on {case.retained:,} retained images over the default run,"
+            f" {steps}, scaled from a pass over {images:,} images: time",
+            retraining / took["unlearning"],
+            "at least 50",
+        ),
+        row("default run by stage (the last of them)", stages[-1], unit="s"),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- the stages
+
+
+def some_proxies(case: Case, folder: str) -> tuple[UnlearningTrainer, ProxySet]:
+    """Proxies of all forget images, as the default run makes them of its part."""
+    trainer = case.trainer(folder)
+    args, attack = trainer.args, attack_from(trainer.args)
+    sizes = {"per_class": args.proxies_per_class, "max_proxies": args.max_proxies}
+    return trainer, make_proxies(trainer.classifier, trainer.forget.pixels, trainer.forget_ids, attack, **sizes)
+
+
+def streamed_bases(classifier, pixels, labels, layers, energy_threshold):
+    """The same subspaces as :func:`literal.stacked_bases`, as the library finds them."""
+    return Spectrum(collect_grams(classifier, pixels, labels, layers), DEVICE).bases(energy_threshold)
+
+
+FORMS = {"streamed": streamed_bases, "stacked": stacked_bases}
+
+
+def subspace_memory(arguments: Namespace, form: str) -> float:
+    """Peak of one form over what was held before, in MB. For a fresh process."""
+    torch.set_num_threads(arguments.threads)
+    with silence() as folder:
+        trainer, proxies = some_proxies(load_case(arguments), folder)
+        trainer.classifier.predict(proxies.pixels)  # buffers of the forward pass belong to neither form
+        before = reset_peak()
+        FORMS[form](trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, THRESHOLD)
+        return peak_mb() - before
+
+
+def subspaces_part(arguments: Namespace) -> list[dict]:
+    """Eq. 3-4 by stacked rows and SVDs against streamed Gram matrices."""
+    with silence() as folder:
+        trainer, proxies = some_proxies(load_case(arguments), folder)
+        inputs = (trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, THRESHOLD)
+        angle = largest_angle(streamed_bases(*inputs), stacked_bases(*inputs))
+        took = interleaved(
+            {name: lambda form=form: partial(form, *inputs) for name, form in FORMS.items()}, arguments.repeats
+        )
+        memory = {name: in_fresh_process(subspace_memory, arguments, name) for name in FORMS}
+    what = f"subspaces of {len(proxies):,} proxies at energy {THRESHOLD}, stacked SVDs and streamed Gram matrices"
+    return [
+        row(f"{what}: largest principal angle", angle, "under 0.001", "rad"),
+        row(f"{what}: time of the first over the second", took["stacked"] / took["streamed"], "at least 10"),
+        row(
+            f"{what}: peak memory of the first over the second, above what was held before",
+            memory["stacked"] / memory["streamed"],
+            "at least 10",
+        ),
+        row(f"{what}: peak memory above what was held before", memory, unit="MB"),
+    ]
+
+
+def influence_part(arguments: Namespace) -> list[dict]:
+    """One forward-mode derivative for all labels against one backward pass a label, on a random residual network."""
+    small = arguments.size == "small"
+    side, count, labels = (16, 4, 12) if small else (64, 64, 200)
+    model = random_model(resnet_18([8, 8, 16, 16] if small else [32, 64, 128, 256], 1 if small else 2), labels)
+    classifier, layers = prepare(model.to(DEVICE), processor(side))
+    classifier.to(DEVICE)
+    pixels = random_pixels(classifier, processor(side), count)
+    v = mean_gradient(classifier, pixels, classifier.predict(pixels).argsort(1)[:, 1], layers)
+    forms = {"forward": label_influence, "backward": influence_by_label}
+    found = {name: form(classifier, pixels, v, layers) for name, form in forms.items()}
+    took = interleaved(
+        {name: lambda form=form: partial(form, classifier, pixels, v, layers) for name, form in forms.items()},
+        arguments.repeats,
+    )
+    what = f"influence of {labels} labels on {count} images, a residual network of {side} pixels"
+    difference = (found["forward"] - found["backward"]).abs().max() / found["backward"].abs().max()
+    return [
+        row(
+            f"{what}: a backward pass a label (without gradients of weights) over one forward-mode derivative, time",
+            took["backward"] / took["forward"],
+            "at least 50",
+        ),
+        row(f"{what}: largest difference over the largest value", float(difference)),
+    ]
+
+
+def attack_part(arguments: Namespace) -> list[dict]:
+    """PGD that leaves an image once it has crossed against PGD that spends every step."""
+    with silence() as folder:
+        trainer = load_case(arguments).trainer(folder)
+        args, classifier, pixels = trainer.args, trainer.classifier, trainer.forget.pixels
+        logits = classifier.predict(pixels)
+        pairs, _ = quota_pairs(logits, trainer.forget_ids, args.proxies_per_class, args.max_proxies)
+        crossed = {}
+
+        def attacking(name: str, leave_early: bool):
+            def run():
+                attack = attack_from(args)
+                attack.leave_early = leave_early
+                found = attack_pairs(classifier, pixels, pairs, attack, None, 64, 0, True)
+                crossed[name] = len(found[1]) / len(pairs)
+
+            return run
+
+        forms = {"leaving early": True, "every step": False}
+        took = interleaved({name: partial(attacking, name, early) for name, early in forms.items()}, arguments.repeats)
+    what = f"PGD on {len(pairs):,} pairs of image and class, at most {attack_from(args).steps} steps"
+    return [
+        row(f"{what}: every step over leaving early, time", took["every step"] / took["leaving early"]),
+        row(f"{what}: share that crosses", crossed),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+LARGE = {"real": ("ViT-B/16", 96, 64), "small": ("ViT of 32 pixels", 24, 4)}  # forget images, proxies
+LARGE_STEPS = 3
+
+
+def whole_memory(arguments: Namespace, form: str) -> float:
+    """Peak of a process that unlearns, or fine-tunes, in MB; on random weights and images.
+
+    Few images and proxies: the peak does not depend on how many there are once they fill a batch. The class is the one
+    that the model gives second most, so that attacks leave it.
+    """
+    torch.set_num_threads(arguments.threads)
+    name, images, proxies = LARGE[arguments.size]
+    model, made = architecture(name, arguments.size)
+    pictures = random_images(images, made.size["height"])
+    model.to(DEVICE)
+    if form == "tuning":
+        classifier = PixelClassifier(model, made).to(DEVICE)
+        fine_tune(classifier, to_pixels(pictures, made), torch.zeros(images, dtype=torch.long), 1, arguments.batch)
+        return peak_mb()
+    case = random_case(model, made, pictures, 1, max_proxies=proxies, attack_steps=1, max_steps=LARGE_STEPS)
+    with silence() as folder:
+        case.trainer(folder, per_device_train_batch_size=arguments.batch).train()
+    return peak_mb()
+
+
+def memory_part(arguments: Namespace) -> list[dict]:
+    """The default run beside plain fine-tuning, each in a process of its own."""
+    memory = {name: in_fresh_process(whole_memory, arguments, name) for name in ("unlearning", "tuning")}
+    name, images, proxies = LARGE[arguments.size]
+    what = f"{name}, random weights, batch {arguments.batch}, {images} forget images, {proxies} proxies"
+    what += f", {LARGE_STEPS} steps"
+    return [
+        row(
+            f"{what}: peak memory of the default run over plain fine-tuning's",
+            memory["unlearning"] / memory["tuning"],
+            "at most 1.3",
+        ),
+        row(f"{what}: peak memory of the process", memory, unit="MB"),
+    ]
+
+
+PARTS = {
+    "pipeline": pipeline_part,
+    "subspaces": subspaces_part,
+    "influence": influence_part,
+    "attack": attack_part,
+    "memory": memory_part,
+}
+
+
+def main() -> None:
+    parser = case_parser(__doc__, repeats=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--retrain_epochs", type=int, default=12)
+    parser.add_argument("--retrain_images", type=int, default=2048, help="images of an epoch that are timed")
+    arguments = parser.parse_args()
+    arguments.threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    for part in arguments.parts:
+        add_results(arguments.output, part, PARTS[part](arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Processes of their own that need not import everything anew: forked off a server that has imported it once."""
+
+import multiprocessing
+import os
+import socket
+import tempfile
+import traceback
+from pathlib import Path
+
+LIMIT = 300  # seconds, so that a process that waits for ever fails its test
+
+
+def start(target, *arguments, environment=None):
+    """A process that calls ``target(*arguments)``, and the file that its error goes to."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conftest", "tiny"])
+    log = Path(tempfile.mkdtemp(prefix="child-"), "error.txt")
+    process = context.Process(target=call, args=(log, environment or {}, target, arguments))
+    process.start()
+    return process, log
+
+
+def call(log, environment, target, arguments):
+    os.environ.update(environment)
+    try:
+        target(*arguments)
+    except BaseException:
+        log.write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)  # at once: what a process group's threads do at exit is not this suite's
+
+
+def ended(process, log, status=0) -> None:
+    """Wait for the end of a process, and check its exit status; -9 after SIGKILL."""
+    process.join(LIMIT)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == status, f"status {process.exitcode}: " + (log.read_text() if log.exists() else "")
+
+
+def run(target, *arguments, status=0) -> None:
+    """Call ``target(*arguments)`` in a process of its own, which has to end with this exit status."""
+    ended(*start(target, *arguments), status)
+
+
+def run_group(count: int, target, *arguments) -> None:
+    """The same in each of ``count`` processes, which find one another as under ``torch.distributed.run``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = []
+    for rank in range(count) if count > 1 else ():
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+        started.append(start(target, *arguments, environment=environment))
+    for process, log in started or [start(target, *arguments)]:
+        ended(process, log)
