@@ -97,9 +97,10 @@ class Run:
         options = {"finish": lambda: self.fitted.append(True) or 1e-4} | options
         self.control = AdaptiveControl(s.held, constraint, s.layers, budget, 0.1, dict, **options)
         script = iter(readings)
+        s.held.first = next(script)
         self.control.read = lambda: next(script)
         self.args, self.state = SimpleNamespace(max_steps=10_000), SimpleNamespace(global_step=0)
-        self.signal = SimpleNamespace(should_training_stop=False)
+        self.signal = SimpleNamespace(should_training_stop=False, should_save=False)
         self.layers, self.constraint = s.layers, constraint
         self.control.on_train_begin(self.args, self.state, self.signal)
 

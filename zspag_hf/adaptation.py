@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .classifier import PixelClassifier, to_unit
+from .classifier import GRADIENT_BATCH, PixelClassifier, to_unit
 from .constraint import SoftConstraint, damped
 from .errors import UnlearningError
 from .held_out import HeldOut, Reading
@@ -41,7 +41,11 @@ FORGOTTEN = 0.01  # mean probability of the forgotten classes at which a held-ou
 
 
 def forget_gradient(
-    classifier: PixelClassifier, pixels: Tensor, targets: Tensor, layers: dict[str, Layer], batch_size: int = 64
+    classifier: PixelClassifier,
+    pixels: Tensor,
+    targets: Tensor,
+    layers: dict[str, Layer],
+    batch_size: int = GRADIENT_BATCH,
 ) -> dict[str, Tensor]:
     """Gradient of the mean soft cross-entropy on forget images, by layer, in matrix form ``(groups, out, d_in)``."""
     weights = [layer.weight for layer in layers.values()]
@@ -81,11 +85,12 @@ def choose_damping(
     gradient = forget_gradient(classifier, pixels, targets, layers)
     start = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     records: list[dict] = []
+    loss = soft_loss(classifier, pixels, targets)
     try:
         for threshold in thresholds:
             dampings = spectrum.dampings(threshold)
             direction = {name: damped(layers[name], g, dampings[name]) for name, g in gradient.items()}
-            record = probe_step(held_out, layers, start, gradient, direction, pixels, targets, allowed)
+            record = probe_step(held_out, layers, start, gradient, direction, pixels, targets, loss, allowed)
             records.append({"energy_threshold": threshold} | record)
     finally:
         move(layers, start, None, 0.0)
@@ -101,11 +106,9 @@ def choose_damping(
     return chosen["energy_threshold"], chosen["step"] / ROUND_STEPS, records
 
 
-def probe_step(held_out, layers, start, gradient, direction, pixels, targets, allowed: float) -> dict:
+def probe_step(held_out, layers, start, gradient, direction, pixels, targets, loss: float, allowed: float) -> dict:
     """The step along one direction that moves the held-out proxies by ``allowed`` nats; leaves the weights moved."""
     slope = float(sum((direction[name] * g).sum() for name, g in gradient.items()))
-    move(layers, start, None, 0.0)
-    loss = soft_loss(held_out.classifier, pixels, targets)
     step = (loss + float(torch.xlogy(targets, targets).sum(1).mean())) / max(slope, 1e-12)  # Polyak's step
     for attempt in range(8):
         move(layers, start, direction, -step)
@@ -187,7 +190,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
                 setattr(self, name, saved[name])
             self.kept, self.constraint.step_scale = Reading(**saved["kept"]), saved["scale"]
         else:
-            self.kept = self.read()
+            self.kept = from_first(self.held_out.first)
             self.best = self.kept.target_js
             self.record(state, self.kept, True)
         self.snapshot()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .classifier import PixelClassifier, to_unit
+from .classifier import PixelClassifier, frozen, to_unit
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ class Attack:
             seeds: one per image, for attacks with a random start: results then do not depend on the batch.
         """
         classifier.model.eval()
+        with frozen(classifier.model):
+            return self.run(classifier, pixels, target, seeds)
+
+    def run(self, classifier: PixelClassifier, pixels: Tensor, target: Tensor, seeds: list[int] | None) -> AttackResult:
         device = classifier.device
         clean, target = to_unit(pixels, device), target.to(device)
         x, state = self.start(clean, seeds), {}

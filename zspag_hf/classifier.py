@@ -15,6 +15,9 @@ from .errors import UnlearningError
 from .hub_errors import first_line
 from .processes import my_batches, summed
 
+BATCH = 64  # images of a forward pass, or of one that differentiates by pixels
+GRADIENT_BATCH = 32  # of one that differentiates by weights
+
 
 class PixelClassifier(nn.Module):
     """An image classifier that takes pixels instead of normalised values.
@@ -87,7 +90,7 @@ class PixelClassifier(nn.Module):
             return self.model(pixel_values=self.normalize(pixels)).logits
 
     @torch.no_grad()
-    def predict(self, pixels: Tensor, batch_size: int = 64) -> Tensor:
+    def predict(self, pixels: Tensor, batch_size: int = BATCH) -> Tensor:
         """Logits ``(N, C)`` on the CPU in float32, in eval mode; pixels are uint8 in 0..255 or float in [0, 1]."""
         was_training = self.model.training
         self.model.eval()
@@ -96,12 +99,25 @@ class PixelClassifier(nn.Module):
         return torch.cat(logits)
 
     @torch.no_grad()
-    def predict_shared(self, pixels: Tensor, batch_size: int = 64) -> Tensor:
+    def predict_shared(self, pixels: Tensor, batch_size: int = BATCH) -> Tensor:
         """:meth:`predict`, its batches shared among the processes: all of them have to call it."""
         logits = torch.zeros(len(pixels), self.num_labels)
         for rows in my_batches(len(pixels), batch_size):
             logits[rows] = self.predict(pixels[rows], batch_size)
         return summed(logits)
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module):
+    """Inside the block no weight wants a gradient: passes that differentiate by pixels keep half as much in memory."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .classifier import PixelClassifier, to_unit
+from .classifier import BATCH, PixelClassifier, to_unit
 from .errors import UnlearningError
 from .layers import Layer
 from .processes import my_batches, summed
 
 FRAME_WIDTH = 1024  # columns of a frame: more than the rank of any stack of 1,000 proxies with one row an image
 GIGABYTE = 1e9
-BATCH = 64
 
 
 @torch.no_grad()

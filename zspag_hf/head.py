@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .classifier import PixelClassifier
+from .classifier import BATCH, PixelClassifier
 from .layers import Layer
 from .processes import my_batches, summed
 from .pseudo_labels import retained_mask
 
 RIDGE = 0.1  # of the mean eigenvalue: rows as long as the retained classes' on digits, CIFAR-10 and a MobileNet
 MOST = 0.01
+PROBED_IMAGES = 64  # on which it is seen how the head's output enters the logits
 LEAST_LIKELY = 0.05  # quantile over retained classes that counts as "surely not this class"
 
 
@@ -43,7 +44,7 @@ def head_inputs(layer: Layer):
 
 @torch.no_grad()
 def predict_with_inputs(
-    classifier: PixelClassifier, layer: Layer, pixels: Tensor, batch_size: int = 64
+    classifier: PixelClassifier, layer: Layer, pixels: Tensor, batch_size: int = BATCH
 ) -> tuple[Tensor, Tensor]:
     """Logits ``(N, C)`` and the head's inputs ``(N, d_in)`` on the CPU; processes share the batches."""
     logits, inputs = torch.zeros(len(pixels), classifier.num_labels), torch.zeros(len(pixels), layer.d_in)
@@ -105,10 +106,11 @@ def fit_unseen_rows(
     level = unseen_level(rest[len(forget) :], forget_ids)
     direction = (x.mean(0) / x.mean(0).square().sum()).to(rows)
     rows[ids] = start + direction
-    probe = torch.cat([classifier.predict_shared(part) for part in pixels]).double()[:, ids] - rest[:, ids]
-    share = torch.cat([torch.full((len(part),), 0.5 / len(part)) for part in pixels]).double()
+    few = slice(0, PROBED_IMAGES)
+    probe = classifier.predict_shared(forget[few]).double()[:, ids] - rest[: len(forget)][few][:, ids]
     # 1 for a single head; two heads that are averaged pass on half
-    gain = float((share @ probe[:, 0]) / (share @ (x @ direction.double().cpu())))
+    gain = float(probe[:, 0].mean() / (x[: len(forget)][few] @ direction.double().cpu()).mean())
+    share = torch.cat([torch.full((len(part),), 0.5 / len(part)) for part in pixels]).double()
     target = rest[:, keep].logsumexp(1) + torch.logit(torch.tensor(level)).double()
     for column, row in enumerate(ids):
         a = gain * x

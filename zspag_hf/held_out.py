@@ -39,6 +39,9 @@ class HeldOut:
         proxies: ``(P, channels, H, W)`` proxies made from held-out forget images.
         forget: ``(N, channels, H, W)`` held-out forget images.
         targets: ``(N, C)`` their target distributions.
+
+    Attributes:
+        first: the reading of the model as it is when this is made, the original.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class HeldOut:
         self.classifier, self.proxies, self.forget, self.targets = classifier, proxies, forget, targets
         self.forget_ids = forget_ids
         self.gone = ~retained_mask(classifier.num_labels, forget_ids)
-        self.reference = self.retained_log_probs(classifier.predict_shared(proxies))
+        logits = classifier.predict_shared(proxies)
+        self.reference = self.retained_log_probs(logits)
+        self.first = self.reading(logits, classifier.predict_shared(forget))
 
     def retained_log_probs(self, logits: Tensor) -> Tensor:
         """``(P, C_retained)`` log-probabilities over the retained classes."""
@@ -60,12 +65,14 @@ class HeldOut:
         return float(F.kl_div(now, self.reference, log_target=True, reduction="batchmean"))
 
     def read(self) -> Reading:
-        logits = self.classifier.predict_shared(self.forget)
+        return self.reading(*(self.classifier.predict_shared(part) for part in (self.proxies, self.forget)))
+
+    def reading(self, proxies: Tensor, logits: Tensor) -> Reading:
+        """From the logits on held-out proxies and forget images."""
         p = logits.double().softmax(1)
         js = jensen_shannon(p, self.targets.double())
         probability = p[:, self.gone].sum(1)
         rate = self.gone[logits.argmax(1)].double().mean()
-        proxies = self.classifier.predict_shared(self.proxies)
         beside = proxies.double().softmax(1)[:, self.gone].sum(1).mean()
         return Reading(self.proxy_kl(proxies), float(js.mean()), float(probability.mean()), float(beside), float(rate))
 

@@ -19,7 +19,7 @@ from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from .classifier import PixelClassifier, to_unit
+from .classifier import BATCH, GRADIENT_BATCH, PixelClassifier, frozen, to_unit
 from .layers import Layer
 from .processes import my_batches, summed
 
@@ -43,7 +43,11 @@ def functional(classifier: PixelClassifier, weights: Vector, x: Tensor) -> Tenso
 
 
 def mean_gradient(
-    classifier: PixelClassifier, pixels: Tensor, labels: Tensor, layers: dict[str, Layer], batch_size: int = 64
+    classifier: PixelClassifier,
+    pixels: Tensor,
+    labels: Tensor,
+    layers: dict[str, Layer],
+    batch_size: int = GRADIENT_BATCH,
 ) -> Vector:
     """Gradient of the mean cross-entropy at (pixels, labels), the nabla L(D_r) of eq. 8 with proxies for D_r."""
     classifier.model.eval()
@@ -66,7 +70,7 @@ def mean_gradient(
 
 
 def gauss_newton_product(
-    classifier: PixelClassifier, pixels: Tensor, layers: dict[str, Layer], batch_size: int = 64
+    classifier: PixelClassifier, pixels: Tensor, layers: dict[str, Layer], batch_size: int = GRADIENT_BATCH
 ) -> Callable[[Vector], Vector]:
     """u -> G u, G = mean over images of J^T (diag p - p p^T) J: positive semi-definite, unlike the Hessian of a
     network."""
@@ -140,7 +144,7 @@ def kfac(
     grams: dict[str, Tensor],
     g: Vector,
     damping: float,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     seed: int = 0,
 ) -> Vector:
     """v = (B + damping)^-1 g (A + damping)^-1 a layer, A the Gram matrices at hand, B the output-gradient factor.
@@ -178,7 +182,7 @@ def divided(layer: Layer, rows: Tensor, a: Tensor, damping: float) -> Tensor:
     return torch.linalg.solve(a + damping * eye, inside.mT).mT @ frame.mT + (rows - inside @ frame.mT) / damping
 
 
-def output_gradient_factors(classifier, pixels, layers, batch_size=64, seed=0) -> dict[str, Tensor]:
+def output_gradient_factors(classifier, pixels, layers, batch_size=BATCH, seed=0) -> dict[str, Tensor]:
     """Layer name -> ``(groups, out/groups, out/groups)``, the second moment of the loss gradient at its output."""
     classifier.model.eval()
     factors = {}
@@ -201,13 +205,14 @@ def output_gradient_factors(classifier, pixels, layers, batch_size=64, seed=0) -
 
     hooks = [layer.module.register_forward_hook(look(name, layer)) for name, layer in layers.items()]
     try:
-        for rows in my_batches(len(pixels), batch_size):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + rows.start)
-            x = to_unit(pixels[rows], classifier.device).requires_grad_()
-            with torch.enable_grad():
-                logits = classifier(x)
-                drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).squeeze(1)
-                torch.autograd.grad(F.cross_entropy(logits, drawn.to(logits.device), reduction="sum"), x)
+        with frozen(classifier.model):
+            for rows in my_batches(len(pixels), batch_size):
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + rows.start)
+                x = to_unit(pixels[rows], classifier.device).requires_grad_()
+                with torch.enable_grad():
+                    logits = classifier(x)
+                    drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).squeeze(1)
+                    torch.autograd.grad(F.cross_entropy(logits, drawn.to(logits.device), reduction="sum"), x)
     finally:
         for hook in hooks:
             hook.remove()
@@ -219,7 +224,7 @@ def label_influence(
     pixels: Tensor,
     v: Vector,
     layers: dict[str, Layer],
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     disable_progress: bool = True,
 ) -> Tensor:
     """a_ik = -v . grad log p_k(x_i), ``(N, C)`` on the CPU: one forward-mode derivative along v a batch (eq. 9).
@@ -248,7 +253,7 @@ def inverse_hessian_product(
     grams: dict[str, Tensor],
     g: Vector,
     damping: float,
-    batch_size: int = 64,
+    batch_size: int = GRADIENT_BATCH,
     seed: int = 0,
 ) -> Vector:
     """v of eq. 7-9 by one of ``SOLVERS``; identity takes v = g.

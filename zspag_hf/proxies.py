@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .attacks import Attack
-from .classifier import PixelClassifier, to_unit
+from .classifier import BATCH, PixelClassifier, to_unit
 from .errors import UnlearningError
 from .processes import my_batches, summed
 from .pseudo_labels import retained_mask
@@ -107,9 +107,10 @@ def make_proxies(
     per_class: int = 100,
     max_proxies: int = 1000,
     eps_doublings: int = 2,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     seed: int = 0,
     disable_progress: bool = True,
+    logits: Tensor | None = None,
 ) -> ProxySet:
     """Attack forget images into the retained classes.
 
@@ -117,6 +118,7 @@ def make_proxies(
         pixels: ``(N, channels, H, W)`` forget images, uint8 or float in [0, 1].
         forget_ids: every forgotten class; none is ever a target, and a proxy that ends in one is dropped.
         policy: "quota", see :func:`quota_pairs`; "second", the literal eq. 2, one attack an image.
+        logits: ``(N, C)`` of the images, where they are known.
         eps_doublings: images that did not cross are attacked again with twice the radius, this many times (quota only).
 
     Raises:
@@ -127,7 +129,8 @@ def make_proxies(
         raise UnlearningError(
             f"all {classifier.num_labels} classes are to be forgotten: leave at least one out of forget_ids."
         )
-    logits = classifier.predict_shared(pixels, batch_size)
+    if logits is None:
+        logits = classifier.predict_shared(pixels, batch_size)
     if policy == "second":
         targets = logits.masked_fill(~keep, -torch.inf).argmax(1)  # eq. 2
         pairs, quota, eps_doublings = list(enumerate(targets.tolist()))[:max_proxies], 0, 0

@@ -28,8 +28,9 @@ OF_TRANSFORMERS = (
 
 
 def run_key(trainer) -> dict:
-    """Checksums of the model's weights and of the images, and every setting that training reads, the global batch in
-    place of the one of a device: a run may go on with another number of processes. Known to the first process alone."""
+    """Checksums of the model's weights, of the images and of their normalisation, and every setting that training
+    reads, the global batch in place of the one of a device: a run may go on with another number of processes. Known to
+    the first process alone."""
     if rank_and_size()[0]:
         return {}
     args, forget = trainer.args, trainer.forget
@@ -43,6 +44,7 @@ def run_key(trainer) -> dict:
     return {
         "model": checksum(trainer.model.state_dict()),
         "images": checksum(images),
+        "processing": checksum({name: getattr(trainer.classifier, name) for name in ("scale", "shift")}),
         "classes": trainer.forget_ids,
         "layers": list(trainer.layers),
         "versions": f"zspag_hf {__version__}, torch {torch.__version__}",

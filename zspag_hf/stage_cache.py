@@ -203,4 +203,4 @@ def differences(one: dict, other: dict) -> list[str]:
     """Names of what differs between two keys."""
     mine, theirs = one.get("settings", {}), other.get("settings", {})
     pairs = ((one | {"settings": None}, other | {"settings": None}), (mine, theirs))
-    return [name for a, b in pairs for name in {**a, **b} if a.get(name) != b.get(name)]
+    return [name for a, b in pairs for name in {**a, **b} if name not in a or name not in b or a[name] != b[name]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .classifier import PixelClassifier, to_unit
+from .classifier import BATCH, PixelClassifier, to_unit
 from .grams import input_hooks, shared_inputs
 from .layers import Layer
 
@@ -161,7 +161,7 @@ def literal_bases(
     labels: Tensor,
     layers: dict[str, Layer],
     energy_threshold: float,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
 ) -> dict[str, Basis]:
     """Bases by the literal eq. 3-4: the rows of one class at a time in memory, n x d numbers a layer.
 

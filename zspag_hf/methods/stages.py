@@ -14,6 +14,8 @@ from ..labels import distinct
 from ..proxies import ProxySet, make_proxies
 from ..subspaces import Spectrum, free_energy, literal_bases
 
+REPORTED_IMAGES = 256
+
 
 @dataclass
 class Subspaces:
@@ -30,8 +32,10 @@ def attack_from(args) -> Attack:
     return ATTACKS[args.attack](**{k: v for k, v in given.items() if v is not None})
 
 
-def gather_proxies(trainer, pixels: Tensor, per_class: int, max_proxies: int, name: str = "proxies") -> ProxySet:
-    """The stage ``name``: proxies of some forget images."""
+def gather_proxies(
+    trainer, pixels: Tensor, per_class: int, max_proxies: int, name: str = "proxies", logits: Tensor | None = None
+) -> ProxySet:
+    """The stage ``name``: proxies of some forget images, whose logits may be known."""
     args = trainer.args
 
     def make():
@@ -45,6 +49,7 @@ def gather_proxies(trainer, pixels: Tensor, per_class: int, max_proxies: int, na
             max_proxies=max_proxies,
             seed=args.seed,
             disable_progress=trainer.quiet,
+            logits=logits,
         )
         facts = dict(vars(found))
         return {key: facts.pop(key) for key in ("pixels", "labels")}, facts
@@ -106,16 +111,17 @@ def proxy_facts(proxies: ProxySet, names: list[str]) -> dict:
 
 
 def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor) -> list[dict]:
-    """The stage "layers": width, rank at the threshold, the share of forget energy that the constraint leaves free, and
-    of proxy energy that a wide layer's frame misses."""
+    """The stage "layers": width, rank at the threshold, the share of forget energy (of ``REPORTED_IMAGES`` images at
+    most) that the constraint leaves free, and of proxy energy that a wide layer's frame misses."""
     if constraint is None:
         return []
     threshold = trainer.args.energy_threshold
 
     def make():
-        zeros = torch.zeros(len(forget_pixels), dtype=torch.long)
+        some = forget_pixels[:: -(-len(forget_pixels) // REPORTED_IMAGES)]
+        one_class = torch.zeros(len(some), dtype=torch.long)
         forget = collect_grams(
-            trainer.classifier, forget_pixels, zeros, trainer.layers, max_memory_gb=trainer.args.max_memory_gb
+            trainer.classifier, some, one_class, trainer.layers, max_memory_gb=trainer.args.max_memory_gb
         )
         facts = []
         for name, layer in trainer.layers.items():

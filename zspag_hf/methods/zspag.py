@@ -37,10 +37,13 @@ class ZSPAG(Method):
     def prepare(self, trainer) -> Plan:
         args, forget = trainer.args, trainer.forget
         train, held = split(len(forget), args.holdout_share if args.adaptive else 0.0, args.seed)
-        proxies = gather_proxies(trainer, forget.pixels[train], args.proxies_per_class, args.max_proxies)
-        judges = self.held_out_proxies(trainer, forget.pixels[held]) if args.adaptive else None
+        logits = trainer.classifier.predict_shared(forget.pixels)
+        proxies = gather_proxies(
+            trainer, forget.pixels[train], args.proxies_per_class, args.max_proxies, logits=logits[train]
+        )
+        judges = self.held_out_proxies(trainer, forget.pixels[held], logits[held]) if args.adaptive else None
         subspaces = gather_subspaces(trainer, proxies)
-        labels = self.pseudo_labels(trainer, proxies, subspaces)
+        labels = self.pseudo_labels(trainer, proxies, subspaces, logits)
         plan = Plan(forget.pixels[train], labels.targets[train], list(trainer.layers))
         plan.facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
         if args.adaptive:
@@ -56,26 +59,25 @@ class ZSPAG(Method):
         plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train])
         return plan
 
-    def held_out_proxies(self, trainer, pixels: Tensor) -> ProxySet:
+    def held_out_proxies(self, trainer, pixels: Tensor, logits: Tensor) -> ProxySet:
         """Proxies of the held-out images, in proportion to their share."""
         args = trainer.args
         share = args.holdout_share / (1 - args.holdout_share)
         per_class, most = max(1, round(args.proxies_per_class * share)), max(1, round(args.max_proxies * share))
-        return gather_proxies(trainer, pixels, per_class, most, "held_out_proxies")
+        return gather_proxies(trainer, pixels, per_class, most, "held_out_proxies", logits)
 
-    def pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces) -> PseudoLabels:
+    def pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces, logits: Tensor) -> PseudoLabels:
         """The stage "pseudo_labels"."""
 
         def make():
-            found = self.make_pseudo_labels(trainer, proxies, subspaces)
+            found = self.make_pseudo_labels(trainer, proxies, subspaces, logits)
             return {name: tensor for name, tensor in vars(found).items() if tensor is not None}, {}
 
         tensors, _ = trainer.finished("pseudo_labels", "pseudo_labels", make)
         return PseudoLabels(tensors["targets"], tensors.get("influence"))
 
-    def make_pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces) -> PseudoLabels:
+    def make_pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces, logits: Tensor) -> PseudoLabels:
         args, classifier, forget = trainer.args, trainer.classifier, trainer.forget
-        logits = classifier.predict_shared(forget.pixels)
         influence = None
         if args.tilt == "influence" or args.pseudo_label == "paper":
             g = mean_gradient(classifier, proxies.pixels, proxies.labels, trainer.layers)
