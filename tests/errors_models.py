@@ -94,9 +94,12 @@ def on(**properties):
     return feed
 
 
-def launched(folder: Path):
-    with mock.patch.dict(os.environ, {"MASTER_ADDR": "127.0.0.1"}):
-        return trainer(folder)
+def launched(**environment):
+    def feed(folder: Path):
+        with mock.patch.dict(os.environ, environment):
+            return trainer(folder)
+
+    return feed
 
 
 def with_processor(processor):
@@ -235,7 +238,8 @@ RUNNING = [
     Case("a method that needs retained data", needing_retain, "'needy'", "pass retain_dataset"),
     Case("an Apple GPU", on(device=torch.device("mps")), "'mps'", "use_cpu=True"),
     Case("two GPUs in one process", on(n_gpu=2), "2 GPUs", "accelerate launch"),
-    Case("a launch that started too few", launched, "several processes", "accelerate launch"),
+    Case("a launch that started too few", launched(MASTER_ADDR="127.0.0.1"), "several processes", "accelerate launch"),
+    Case("FSDP without GPUs", launched(ACCELERATE_USE_FSDP="true"), "FSDP was asked for and NO runs", "--use_fsdp"),
     Case("evaluation on nothing", run(eval_strategy="epoch"), "eval_strategy", "`eval_dataset`"),
 ]
 

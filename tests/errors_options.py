@@ -55,7 +55,8 @@ TOGETHER = [
     option("subspace_merge='literal'", "constraint='hard'", subspace_merge="literal"),
     option("'adamw_torch'", "adaptive=False with a learning_rate", optim="adamw_torch"),
     option("'linear'", "adaptive=False with a learning_rate", lr_scheduler_type="linear"),
-    option("bf16=True", "adaptive=False with a learning_rate", bf16=True),
+    option("'fp16'", "bf16=True", fp16=True),
+    option("gradient_checkpointing=True", "gradient_accumulation_steps", gradient_checkpointing=True),
     option("load_best_model_at_end=True", "leave it off", load_best_model_at_end=True),
     option("hub_revision='v2'", "leave hub_revision", hub_create_pr=True, hub_revision="v2"),
 ]

@@ -127,7 +127,14 @@ TRAINING = [
     Case(
         "a loss that is not finite",
         training(constraint="none", learning_rate=1e30, num_train_epochs=5),
-        "the loss is nan",
+        "vit.layers.0.layernorm_before",
+        "Lower learning_rate",
+        works=True,
+    ),
+    Case(
+        "a last step that is not finite",
+        training(constraint="none", learning_rate=1e38, weight_decay=1e3, max_steps=1),
+        "after step 1",
         "lower learning_rate",
         works=True,
     ),

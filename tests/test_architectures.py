@@ -91,6 +91,7 @@ def test_a_training_batch_of_one_image_has_the_gradient_of_that_image_twice(case
 
     def gradients(times):
         inputs = {"pixels": pixels.repeat(times, 1, 1, 1), "targets": targets.repeat(times, 1)}
+        inputs["weights"] = torch.full((times,), 1 / times)
         loss = Method().compute_loss(SimpleNamespace(classifier=classifier), classifier.model, inputs)
         return torch.autograd.grad(loss, [layer.weight for layer in layers.values()], allow_unused=True)
 

@@ -2,9 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from sample_reports import ABSENT, full
+from sample_reports import ABSENT, asked, full
 
 from zspag_hf.metrics import METRICS
+from zspag_hf.model_card import model_card
 from zspag_hf.report import UnlearningReport
 from zspag_hf.tables import best_of, graded, masked_sentence, notes, summary_table
 
@@ -120,3 +121,13 @@ def test_a_model_that_lacks_scores_is_named_with_the_reason():
     given = full()
     given.row_reasons = {"retrained": "distances between retrained models need two of them"}
     assert "retrained: distances between retrained models need two of them." in given.table()
+
+
+def test_what_the_run_could_not_look_at_is_told():
+    shown = asked(full())
+    assert shown.left_out() == []
+    shown.proxies = {"count": 3, "per_class": {"ant": 3, "bee": 0, "dog": 0}}
+    shown.layers = [layer | {"missed": missed} for layer, missed in zip(shown.layers, (0.004, 0.012), strict=False)]
+    classes, layers = shown.left_out()
+    assert classes.startswith("2 of 3 retained classes") and "1.20%" in layers and layers.startswith("2 wide")
+    assert classes in str(model_card(shown)) and layers in str(model_card(shown))

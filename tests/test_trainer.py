@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
+from tiny_runs import leak
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
 from zspag_hf import METHODS, UnlearningError, UnlearningReport, UnlearningTrainer
@@ -152,6 +153,50 @@ def test_a_resumed_fixed_run_equals_an_uninterrupted_one(tmp_path, family):
     second.train(resume_from_checkpoint=str(checkpoint))
     for key, value in whole.model.state_dict().items():
         torch.testing.assert_close(second.model.state_dict()[key], value, atol=1e-6, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_the_best_checkpoint_comes_back(tmp_path, family):
+    """By what the evaluations logged, and by the weights that the checkpoint holds."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+    run = trainer(
+        tmp_path,
+        family,
+        test=images([0, 1, 2, 3, 4] * 4, seed=5),
+        **{"constraint": "none", "adaptive": False, "learning_rate": 0.02, "num_train_epochs": 4},
+        **{"eval_strategy": "epoch", "save_strategy": "epoch", "per_device_train_batch_size": 4, **best},
+    )
+    run.train()
+    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    assert run.state.best_global_step < run.state.global_step, "or nothing had to come back"
+    saved = AutoModelForImageClassification.from_pretrained(run.state.best_model_checkpoint).state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in run.model.state_dict().items())
+    assert run.evaluate()["eval_loss"] == min(losses)
+
+
+def test_bf16_rounds_training_steps_and_nothing_else(tmp_path):
+    """Readings, scores and the constraint stay in float32, under accelerate's own setting too."""
+    test = images([0, 1, 2, 3, 4] * 4, seed=5)
+    plain, half = (trainer(tmp_path / name, max_steps=10, test=test, bf16=name == "half") for name in ("plain", "half"))
+    before = [run.evaluate()["eval_loss"] for run in (plain, half)]
+    assert before[0] == before[1]
+    for run in (plain, half):
+        run.train()
+    assert plain.report.choice["probe"] == half.report.choice["probe"]
+    assert plain.report.curve[0] == half.report.curve[0] and plain.report.curve[1] != half.report.curve[1]
+    assert half.classifier(torch.rand(2, 3, 8, 8)).dtype == torch.float32
+    logits = half.classifier.predict(half.forget.pixels)
+    again = AutoModelForImageClassification.from_config(half.model.config).eval()
+    again.load_state_dict(half.model.state_dict())
+    pixels = half.classifier.normalize(half.forget.pixels.float() / 255)
+    torch.testing.assert_close(logits, again(pixel_values=pixels).logits.detach())
+
+
+def test_bf16_leaves_the_hard_constraint_exact(tmp_path):
+    options = {"constraint": "hard", "energy_threshold": 0.9, "learning_rate": 0.05, "bf16": True}
+    run = trainer(tmp_path, **FIXED, **options)
+    run.train()
+    assert leak(run) < 1e-5
 
 
 def test_an_adaptive_run_makes_its_own_optimizer(tmp_path):

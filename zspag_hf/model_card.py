@@ -149,6 +149,7 @@ def about_run(report: UnlearningReport) -> dict:
         "constraint": CONSTRAINTS.get(report.config.get("constraint")),
         "views": report.config.get("forget_views"),
         "proxies": (report.proxies or {}).get("count"),
+        "left_out": report.left_out(),
         "seed": report.seed,
         "chosen": [line[0].upper() + line[1:] for line in chosen(report)],
         "by_itself": choice is not None,

@@ -135,6 +135,20 @@ class UnlearningReport:
             f" {c['steps']} steps in all."
         )
 
+    def left_out(self) -> list[str]:
+        """What the run could not look at, a sentence each: retained classes without a proxy, parts of wide layers."""
+        found, per_class = [], (self.proxies or {}).get("per_class", {})
+        empty = sum(not count for count in per_class.values())
+        if empty:
+            found.append(f"{empty} of {len(per_class)} retained classes have no proxy, so nothing stands for them.")
+        missed = [layer["missed"] for layer in self.layers if "missed" in layer]
+        if missed:
+            found.append(
+                f"{len(missed)} wide layers are described in a subspace, which misses at most {max(missed):.2%} of the"
+                " proxies' energy."
+            )
+        return found
+
 
 def model_name(model) -> str:
     """The last part of the id or folder that a model was loaded from: no path of this machine."""

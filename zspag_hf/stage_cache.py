@@ -32,6 +32,10 @@ logger = logging.get_logger(__name__)
 Stage = tuple[dict[str, Tensor], dict]
 
 
+class StageError(UnlearningError):
+    """A stage cannot be written; those before it are whole."""
+
+
 class StageCache:
     """The stages of one run. Every process has to make the same calls; the first one reads and writes.
 
@@ -99,6 +103,7 @@ class StageCache:
             return *found, found[1].pop("seconds")
         start = time.perf_counter()
         tensors, facts = make()
+        tensors = apart(tensors)  # laid out as they are read: the same to the last bit
         self.store(name, tensors, facts | {"seconds": time.perf_counter() - start})
         return tensors, json.loads(json.dumps(facts)), 0.0
 
@@ -118,7 +123,7 @@ class StageCache:
             os.replace(part, self.path(name))
         except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)
-            raise UnlearningError(
+            raise StageError(
                 f"the stage {name!r} cannot be kept in {str(self.folder)!r} ({error}): make room or give another"
                 " output_dir, then go on with resume_from_checkpoint=True."
             ) from error
@@ -146,6 +151,13 @@ class StageCache:
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+    def discard(self) -> None:
+        """Delete the stages of this run."""
+        if self.first:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not any(self.root.glob("*")):
+                shutil.rmtree(self.root, ignore_errors=True)
 
     def keep_only(self, name: str) -> None:
         """Delete the stages that a last one has made superfluous."""

@@ -49,7 +49,7 @@ from .report import UnlearningReport
 from .requests import LEDGER, check_same_images, draw_nonce, resolve_request
 from .run_key import run_key
 from .saving import PublishingTrainer
-from .stage_cache import StageCache
+from .stage_cache import StageCache, StageError
 
 TRAINED = "training"  # the last stage: all that the others led to
 LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
@@ -227,8 +227,13 @@ class UnlearningTrainer(PublishingTrainer):
         """
         resume = True if str(resume_from_checkpoint).lower() == "true" else resume_from_checkpoint or False
         check_checkpoint(resume)
-        with heartbeat():
-            return self.run_stages(resume, trial, ignore_keys_for_eval)
+        try:
+            with heartbeat():
+                return self.run_stages(resume, trial, ignore_keys_for_eval)
+        except UnlearningError as error:
+            if self.cache is not None and not isinstance(error, StageError):
+                self.cache.discard()  # it would end in the same way again
+            raise
 
     def run_stages(self, resume: bool | str, trial, ignore_keys_for_eval) -> TrainOutput:
         """What stands in ``method.prepare``, then the steps; finished stages are taken from the cache on ``resume``."""
@@ -305,8 +310,9 @@ class UnlearningTrainer(PublishingTrainer):
     def show(self) -> None:
         """Write the run into the model's ledger, and print what it chose."""
         setattr(self.model.config, LEDGER, [*self.request.history, self.report.request])
-        if self.report.choice and self.is_world_process_zero():
-            print(self.report.chosen())
+        if self.is_world_process_zero():
+            for text in [self.report.chosen()] * bool(self.report.choice) + self.report.left_out():
+                print(text)
 
     def get_train_dataloader(self) -> DataLoader:
         """Every image once an epoch, whatever the number of processes."""
