@@ -2,11 +2,16 @@
 
 import multiprocessing
 import os
+import shutil
 import socket
 import tempfile
 import traceback
+from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
+
+TESTS = Path(__file__).parent
 LIMIT = 300  # seconds, so that a process that waits for ever fails its test
 
 
@@ -14,6 +19,9 @@ def start(target, *arguments, environment=None):
     """A process that calls ``target(*arguments)``, and the file that its error goes to."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["conftest", "tiny"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS, TESTS.parent))))  # the server is not told sys.path
+        forkserver.ensure_running()
     log = Path(tempfile.mkdtemp(prefix="child-"), "error.txt")
     process = context.Process(target=call, args=(log, environment or {}, target, arguments))
     process.start()
@@ -35,7 +43,9 @@ def ended(process, log, status=0) -> None:
     process.join(LIMIT)
     if process.exitcode is None:
         process.kill()
-    assert process.exitcode == status, f"status {process.exitcode}: " + (log.read_text() if log.exists() else "")
+    told = log.read_text() if log.exists() else ""
+    shutil.rmtree(log.parent)
+    assert process.exitcode == status, f"status {process.exitcode}: {told}"
 
 
 def run(target, *arguments, status=0) -> None:

@@ -1,4 +1,4 @@
-"""No result depends on how many processes there are: every stage, reading, weight and count under one, two and three."""
+"""No result depends on how many processes there are: stages, readings, weights and counts under one, two and three."""
 
 import json
 import os

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import images, tiny_model, trainer
+from tiny import images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningError, stage_cache
 from zspag_hf.publish import staged
@@ -131,6 +131,8 @@ class TestStale:
         """A setting that one version knows and the other does not is a difference too."""
         longer = KEY | {"settings": KEY["settings"] | {"new": 1}}
         assert differences(KEY, longer) == differences(longer, KEY) == ["new"]
+        unset = KEY | {"settings": KEY["settings"] | {"new": None}}
+        assert differences(KEY, unset) == ["new"]
         assert differences(KEY, KEY | {"more": 1}) == differences(KEY | {"more": 1}, KEY) == ["more"]
 
 
@@ -172,6 +174,14 @@ class TestKey:
             model.classifier.bias[0] += 1e-6
         assert differences(self.key(tmp_path), self.key(tmp_path, model=model)) == ["model"]
         assert "model" in differences(self.key(tmp_path), self.key(tmp_path, family="resnet"))
+
+    def test_another_normalisation(self, tmp_path, monkeypatch):
+        """The images are kept as pixels: the model reads others where its processor scales them otherwise."""
+        before = self.key(tmp_path)
+        other = tiny_processor()
+        other.image_std = [0.3] * 3
+        monkeypatch.setattr("tiny.tiny_processor", lambda: other)
+        assert differences(before, self.key(tmp_path)) == ["processing"]
 
     @pytest.mark.parametrize(
         "change",

@@ -94,13 +94,14 @@ class Attack:
         active = torch.arange(len(x), device=device)
         predicted, taken = torch.empty_like(target), torch.zeros_like(target)
         for step in range(self.steps + 1):
-            xa, ca, ta = x[active].requires_grad_(), clean[active], target[active]
-            with torch.enable_grad():
+            last = step == self.steps
+            xa, ca, ta = x[active].requires_grad_(not last), clean[active], target[active]
+            with torch.set_grad_enabled(not last):
                 logits = classifier(xa)
                 answer = logits.argmax(1)
             predicted[active], taken[active] = answer, step
             going = ~self.arrived(answer, ta) if self.leave_early else torch.ones_like(answer, dtype=torch.bool)
-            if step == self.steps or not going.any():
+            if last or not going.any():
                 break
             with torch.enable_grad():
                 grad = self.gradient(logits, ta, xa, ca)

@@ -15,8 +15,8 @@ from .errors import UnlearningError
 from .hub_errors import first_line
 from .processes import my_batches, summed
 
-BATCH = 64  # images of a forward pass, or of one that differentiates by pixels
-GRADIENT_BATCH = 32  # of one that differentiates by weights
+BATCH = 64  # images of a forward pass
+GRADIENT_BATCH = 32  # of one that is differentiated
 
 
 class PixelClassifier(nn.Module):
@@ -128,8 +128,10 @@ def exact_batch_norms(model: nn.Module, images: int):
     for laid out channels last where it is not, and silently returns another gradient. CvT and LeViT, which turn tokens
     into maps, run into it. Both are laid out contiguously here.
     """
-    needed = images == 1 and torch.is_grad_enabled()
-    norms = [module for module in model.modules() if needed and isinstance(module, nn.BatchNorm2d)]
+    if images > 1 or not torch.is_grad_enabled():
+        yield
+        return
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     hooks = [norm.register_forward_pre_hook(lambda _m, args: args[0].contiguous()) for norm in norms]
     hooks += [norm.register_forward_hook(contiguous_gradient) for norm in norms]
     try:

@@ -37,8 +37,9 @@ def collect_grams(
 
     G = (1/K) sum_k R_k R_k^T / tr(R_k R_k^T): each class weighs the same, in any order, with one matrix a layer for any
     number of classes. This replaces the incremental merge of eq. 4 (see :func:`zspag_hf.subspaces.merge_class`); the
-    ranks are the same on a small ViT. Two forward passes at least: the first measures the traces, then one follows for
-    each group of layers whose matrices fit in ``max_memory_gb`` together. Processes share the batches.
+    ranks are the same on a small ViT. Two forward passes at least: the first measures the traces, which one class can
+    do without, then one follows for each group of layers whose matrices fit in ``max_memory_gb`` together. Processes
+    share the batches.
 
     Args:
         pixels: ``(N, channels, H, W)``, uint8 or float in [0, 1].
@@ -54,20 +55,25 @@ def collect_grams(
     """
     shared = shared_inputs(classifier, layers, pixels[:2])
     leaders = {name: layer for name, layer in layers.items() if name not in shared}
-    shares = class_shares(classifier, pixels, labels, leaders, batch_size, disable_progress)
+    several = len(labels.unique()) > 1  # of one class the trace is known at the end
+    shares = class_shares(classifier, pixels, labels, leaders, batch_size, disable_progress) if several else None
     grams: dict[str, Tensor] = {}
     for group in groups_within(leaders, max_memory_gb):
         sums = {n: zeros(classifier, layer.groups, layer.width, layer.width) for n, layer in group.items()}
 
         def accumulate(name, rows, which, sums=sums):
             rows = rows.double()
-            scale = shares[name][which].sqrt().to(rows).repeat_interleave(rows.shape[1] // len(which))
-            rows = rows * scale[None, :, None]
+            if shares is not None:
+                scale = shares[name][which].sqrt().to(rows).repeat_interleave(rows.shape[1] // len(which))
+                rows = rows * scale[None, :, None]
             sums[name] += rows.mT @ rows
 
         visit_inputs(classifier, pixels, group, accumulate, batch_size, "Subspaces", disable_progress)
         for name, gram in sums.items():
             gram = summed(gram)
+            trace = torch.einsum("gii->", gram)
+            check_finite({name: trace}, len(pixels))
+            gram = gram if several else gram / trace.clamp_min(1e-300)
             grams[name] = ((gram + gram.mT) / 2).cpu()
         del sums, accumulate
     return {name: grams[shared.get(name, name)] for name in layers}
@@ -84,12 +90,21 @@ def class_shares(classifier, pixels, labels, layers, batch_size, disable_progres
 
     visit_inputs(classifier, pixels, layers, measure, batch_size, "Subspaces: traces", disable_progress)
     traces = {name: summed(trace).cpu() for name, trace in traces.items()}
-    for name, trace in traces.items():
-        if not torch.isfinite(trace).all():
-            raise UnlearningError(
-                f"the input of layer {name!r} is not finite on {len(pixels)} images: give a model with finite outputs."
-            )
+    check_finite(traces, len(pixels))
     return {name: (1 / (len(classes) * trace.clamp_min(1e-300)))[index] for name, trace in traces.items()}
+
+
+def check_finite(sums: dict[str, Tensor], images: int) -> None:
+    """Refuse layers whose inputs do not add up to something finite.
+
+    Raises:
+        UnlearningError: it names the first one.
+    """
+    for name, total in sums.items():
+        if not torch.isfinite(total).all():
+            raise UnlearningError(
+                f"the input of layer {name!r} is not finite on {images} images: give a model with finite outputs."
+            )
 
 
 def zeros(classifier: PixelClassifier, *shape: int) -> Tensor:
@@ -149,7 +164,7 @@ def shared_inputs(classifier: PixelClassifier, layers: dict[str, Layer], pixels:
 
     def look(name: str, x: Tensor) -> None:
         seen.append(x)
-        key = (x.data_ptr(), x.shape, x.stride(), x._version, layers[name].row_key())
+        key = (x.data_ptr(), x.shape, x.stride(), x._version, layers[name].row_key(), layers[name].width)
         reads[name] = (*reads.get(name, ()), key)
 
     classifier.model.eval()
@@ -202,6 +217,9 @@ def find_frames(
 
     Returns:
         layer name -> :class:`Frame` of at most ``FRAME_WIDTH`` columns a group.
+
+    Raises:
+        UnlearningError: a layer's input is not finite on the images.
     """
     chosen = {name: layers[name] for name in names}
     shared = shared_inputs(classifier, chosen, pixels[:2])
@@ -212,30 +230,41 @@ def find_frames(
         for name, layer in leaders.items()
     }
 
-    def run(sums, visit, title):
-        visit_inputs(classifier, pixels, leaders, visit, batch_size, title, disable_progress)
-        return {name: summed(sum_) for name, sum_ in sums.items()}
-
     for title in ("Wide layers: range", "Wide layers: power iteration"):
         products = {name: torch.zeros_like(c, device=classifier.device) for name, c in columns.items()}
 
         def multiply(name, rows, _which, products=products, columns=columns):
             products[name] += rows.mT @ (rows @ columns[name].to(rows))
 
-        products = run(products, multiply, title)
+        visit_inputs(classifier, pixels, leaders, multiply, batch_size, title, disable_progress)
+        products = {name: summed(product) for name, product in products.items()}
+        check_finite(products, len(pixels))
         columns = {name: torch.linalg.qr(product).Q.cpu() for name, product in products.items()}
-    energy = {name: zeros(classifier, 2) for name in leaders}
+    missed = energy_missed(classifier, pixels, leaders, columns, batch_size, disable_progress)
+    frames = {name: Frame(columns[name], missed[name]) for name in leaders}
+    return {name: frames[shared.get(name, name)] for name in chosen}
+
+
+@torch.no_grad()
+def energy_missed(
+    classifier: PixelClassifier,
+    pixels: Tensor,
+    layers: dict[str, Layer],
+    columns: dict[str, Tensor],
+    batch_size: int = BATCH,
+    disable_progress: bool = True,
+) -> dict[str, float]:
+    """Share of the rows' energy outside of the span of some columns ``(groups, d_in, k)``, in [0, 1], by layer."""
+    energy = {name: zeros(classifier, 2) for name in columns}
+    plain = {name: replace(layers[name], frame=None) for name in columns}
 
     def measure(name, rows, _which):
         inside = (rows @ columns[name].to(rows)).double().square().sum()
         energy[name] += torch.stack([inside, rows.double().square().sum()])
 
-    energy = run(energy, measure, "Wide layers: error")
-    frames = {}
-    for name in leaders:
-        inside, whole = energy[name].tolist()
-        frames[name] = Frame(columns[name], max(0.0, 1 - inside / max(whole, 1e-300)))
-    return {name: frames[shared.get(name, name)] for name in chosen}
+    visit_inputs(classifier, pixels, plain, measure, batch_size, "Wide layers: error", disable_progress)
+    shares = {name: summed(both).tolist() for name, both in energy.items()}
+    return {name: max(0.0, 1 - inside / max(whole, 1e-300)) for name, (inside, whole) in shares.items()}
 
 
 def framed(layers: dict[str, Layer], frames: dict[str, Frame]) -> dict[str, Layer]:

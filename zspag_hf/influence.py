@@ -144,7 +144,7 @@ def kfac(
     grams: dict[str, Tensor],
     g: Vector,
     damping: float,
-    batch_size: int = BATCH,
+    batch_size: int = GRADIENT_BATCH,
     seed: int = 0,
 ) -> Vector:
     """v = (B + damping)^-1 g (A + damping)^-1 a layer, A the Gram matrices at hand, B the output-gradient factor.
@@ -182,7 +182,7 @@ def divided(layer: Layer, rows: Tensor, a: Tensor, damping: float) -> Tensor:
     return torch.linalg.solve(a + damping * eye, inside.mT).mT @ frame.mT + (rows - inside @ frame.mT) / damping
 
 
-def output_gradient_factors(classifier, pixels, layers, batch_size=BATCH, seed=0) -> dict[str, Tensor]:
+def output_gradient_factors(classifier, pixels, layers, batch_size=GRADIENT_BATCH, seed=0) -> dict[str, Tensor]:
     """Layer name -> ``(groups, out/groups, out/groups)``, the second moment of the loss gradient at its output."""
     classifier.model.eval()
     factors = {}

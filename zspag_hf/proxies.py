@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .attacks import Attack
-from .classifier import BATCH, PixelClassifier, to_unit
+from .classifier import GRADIENT_BATCH, PixelClassifier, to_unit
 from .errors import UnlearningError
 from .processes import my_batches, summed
 from .pseudo_labels import retained_mask
@@ -107,7 +107,7 @@ def make_proxies(
     per_class: int = 100,
     max_proxies: int = 1000,
     eps_doublings: int = 2,
-    batch_size: int = BATCH,
+    batch_size: int = GRADIENT_BATCH,
     seed: int = 0,
     disable_progress: bool = True,
     logits: Tensor | None = None,
@@ -130,7 +130,7 @@ def make_proxies(
             f"all {classifier.num_labels} classes are to be forgotten: leave at least one out of forget_ids."
         )
     if logits is None:
-        logits = classifier.predict_shared(pixels, batch_size)
+        logits = classifier.predict_shared(pixels)
     if policy == "second":
         targets = logits.masked_fill(~keep, -torch.inf).argmax(1)  # eq. 2
         pairs, quota, eps_doublings = list(enumerate(targets.tolist()))[:max_proxies], 0, 0

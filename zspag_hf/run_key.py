@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from . import __version__
 from .config import UnlearningConfig
 from .processes import rank_and_size
-from .stage_cache import checksum
+from .stage_cache import checksum, digest_of
 
 # Not what the result depends on, or in the key in another form.
 # fmt: off
@@ -17,12 +18,12 @@ ELSEWHERE = {
     "output_dir", "cache_dir", "dataset_name", "model_revision", "trust_remote_code", "allow_pickled_weights",
     "hub_create_pr", "hub_strategy", "save_strategy", "logging_steps", "dataloader_pin_memory",
     "remove_unused_columns", "per_device_train_batch_size", "per_device_eval_batch_size", "forget_classes",
-    "image_column_name", "label_column_name", "label_offset", "max_memory_gb",
+    "image_column_name", "label_column_name", "label_offset",
 }
 OF_TRANSFORMERS = (
     "seed", "data_seed", "gradient_accumulation_steps", "optim_args", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "warmup_steps", "lr_scheduler_kwargs", "bf16", "fp16", "full_determinism", "eval_strategy",
-    "load_best_model_at_end",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_steps", "save_steps",
 )
 # fmt: on
 
@@ -40,9 +41,12 @@ def run_key(trainer) -> dict:
     settings["global_batch_size"] = args.per_device_train_batch_size * args.world_size
     if not trainer.own_optimizer:
         settings["optimizer"] = repr(trainer.optimizer)
+    architecture = json.loads(trainer.model.config.to_json_string(use_diff=False))
+    architecture.pop("_name_or_path", None)
     images = {name: value for name, value in vars(forget).items() if isinstance(value, torch.Tensor)}
     return {
         "model": checksum(trainer.model.state_dict()),
+        "architecture": digest_of(architecture),
         "images": checksum(images),
         "processing": checksum({name: getattr(trainer.classifier, name) for name in ("scale", "shift")}),
         "classes": trainer.forget_ids,

@@ -52,6 +52,7 @@ from .saving import PublishingTrainer
 from .stage_cache import StageCache, StageError
 
 TRAINED = "training"  # the last stage: all that the others led to
+CHOSEN = ("learning_rate", "energy_threshold")  # options that an adaptive run fills in
 LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
 
 
@@ -147,6 +148,7 @@ class UnlearningTrainer(PublishingTrainer):
             check_same_images(args.output_dir, self.forget.images)
         self.eval_dataset = None if eval_dataset is None else self.labelled(eval_dataset)
         self.find_layers()
+        self.asked = {name: getattr(args, name) for name in CHOSEN}
         if not self.own_optimizer:
             check_optimizer(self.optimizer, self.layers)
 
@@ -239,6 +241,8 @@ class UnlearningTrainer(PublishingTrainer):
         """What stands in ``method.prepare``, then the steps; finished stages are taken from the cache on ``resume``."""
         start = time.perf_counter()
         self.timings.clear()
+        if resume:
+            self.rewind()
         if self.own_optimizer:
             self.optimizer = self.lr_scheduler = None
         freeze_unconstrained(self.model, set(self.layers))
@@ -281,8 +285,17 @@ class UnlearningTrainer(PublishingTrainer):
             tensors |= {f"projected/{name}": tensor for name, tensor in self.projected.items()}
         facts = {"report": asdict(self.report), "output": output._asdict(), "nonce": self.nonce}
         facts["state"] = asdict(self.state) | {"stateful_callbacks": {}}
-        chosen = ("learning_rate", "energy_threshold")
-        return tensors, facts | {"chosen": {name: getattr(self.args, name) for name in chosen}}
+        return tensors, facts | {"chosen": {name: getattr(self.args, name) for name in CHOSEN}}
+
+    def rewind(self) -> None:
+        """Weights and open choices as they came: a run that was cut off may be gone on with in the same object."""
+        with torch.no_grad():
+            for name, weight in self.original_weights.items():
+                self.layers[name].weight.copy_(weight)
+            if self.original_bias is not None:
+                self.layers[self.head].module.bias.copy_(self.original_bias)
+        for name, value in self.asked.items():
+            setattr(self.args, name, value)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name, each once, also where modules share it."""

@@ -1,7 +1,8 @@
-"""What the library computes otherwise, in the form in which the paper's equations read, for speed.py to compare with."""
+"""What the library computes otherwise, in the form in which the paper's equations read: speed.py compares the two."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -75,6 +76,19 @@ def influence_by_label(
         for k in range(log_p.shape[1]):
             (slope,) = torch.autograd.grad(log_p[:, k].sum(), step, retain_graph=True)
             out[start : start + batch_size, k] = -slope.cpu()
+    return out
+
+
+def influence_by_image(classifier: PixelClassifier, pixels: Tensor, v: Vector, layers: dict[str, Layer]) -> Tensor:
+    """The same by eq. 9 as it reads: for every image and label the gradient of all weights, times v."""
+    classifier.model.eval()
+    weights = [layer.weight.requires_grad_() for layer in layers.values()]
+    out = torch.zeros(len(pixels), classifier.num_labels)
+    for i, k in itertools.product(range(len(pixels)), range(classifier.num_labels)):
+        if k == 0:
+            log_p = classifier(to_unit(pixels[i : i + 1], classifier.device)).log_softmax(1)
+        gradient = torch.autograd.grad(log_p[0, k], weights, retain_graph=True)
+        out[i, k] = -float(sum((g * v[name]).sum() for name, g in zip(layers, gradient, strict=True)))
     return out
 
 

@@ -88,7 +88,7 @@ def peak_mb() -> float:
 
 def in_fresh_process(function: Callable, *arguments):
     """``function(*arguments)`` in a process that has imported the library and done nothing else."""
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn" if ON_GPU else "forkserver")  # CUDA does not survive a fork
     context.set_forkserver_preload(["zspag_hf"])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(function, *arguments).result()
@@ -137,8 +137,11 @@ def row(measure: str, found: float | dict[str, float], asked: str | None = None,
     return {"measure": measure, "found": found, "unit": unit, "asked": asked}
 
 
-def add_results(path: Path, part: str, rows: list[dict]) -> None:
+def add_results(path: Path, part: str, rows: list[dict], subject: str = "") -> None:
     """Print the rows of one part of the script that runs, and put them into the file, in place of its earlier ones.
+
+    Args:
+        subject: the model, where the rows do not name it.
 
     Raises:
         ValueError: a number that is not finite.
@@ -147,7 +150,7 @@ def add_results(path: Path, part: str, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     facts = {"command": command_line(sys.argv), "machine": machine(), "versions": versions()}
-    results.setdefault(Path(sys.argv[0]).stem, {})[part] = {"rows": rows, **facts}
+    results.setdefault(Path(sys.argv[0]).stem, {})[part] = {"rows": rows, "subject": subject, **facts}
     path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -185,7 +188,7 @@ def facts_text(part: dict) -> str:
     facts = part["machine"]
     where = [facts["gpu"] or facts["cpu"], f"{facts['cores']} cores", f"{facts['threads']} threads"]
     packages = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
-    return f"`{part['command']}`; {', '.join(where)}; {packages}"
+    return "; ".join(filter(None, [f"`{part['command']}`", part["subject"], ", ".join(where), packages]))
 
 
 def main() -> None:

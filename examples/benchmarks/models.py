@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import datasets
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 from datasets import ClassLabel, Dataset, Features, Image
 from digits import digits_dataset, digits_model, train_classifier
@@ -34,7 +35,7 @@ from transformers import (
 )
 
 from zspag_hf import PixelClassifier, UnlearningConfig, UnlearningTrainer
-from zspag_hf.classifier import to_pixels
+from zspag_hf.classifier import to_pixels, to_unit
 from zspag_hf.jobs import DataArguments, Job, load_job
 from zspag_hf.labels import rows_of_classes
 from zspag_hf.layers import constrained_layers, head_name
@@ -109,9 +110,8 @@ def labelled(images: list[PILImage.Image], label: int, classes: int) -> Dataset:
 def answers(model: PreTrainedModel, processor, images: list[PILImage.Image]) -> Tensor:
     """Classes by the mean of their logits on the images, the largest first."""
     classifier = PixelClassifier(model, processor)
-    return (
-        classifier.predict(to_pixels([image.convert("RGB") for image in images], processor)).mean(0).argsort().flip(0)
-    )
+    pixels = to_pixels([image.convert("RGB") for image in images], processor)
+    return classifier.predict(pixels).mean(0).argsort().flip(0)
 
 
 def with_random_head(model: PreTrainedModel, processor, classes: int) -> PreTrainedModel:
@@ -158,6 +158,12 @@ class Case:
         return replace(self, job=replace(self.job, model=copy.deepcopy(self.job.model)))
 
 
+def described(case: Case) -> str:
+    model = case.job.model
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return f"{type(model).__name__}, {size:,} parameters, {model.config.num_labels:,} classes"
+
+
 def random_case(model: PreTrainedModel, processor, images: list[PILImage.Image], place: int = 0, **options) -> Case:
     """Images all of one class, the one that the model gives them most; ``place`` 1: second most, and so on."""
     label = int(answers(model, processor, images)[place])
@@ -174,7 +180,8 @@ def benchmark_parser(description: str, repeats: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--size", choices=["small", "real"], default="real", help="small: only to see that it runs")
+    help_text = "small: only to see that it runs; give another --output with it"
+    parser.add_argument("--size", choices=["small", "real"], default="real", help=help_text)
     parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds, after one that warms up")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file that the results are put into")
     return parser
@@ -217,6 +224,18 @@ def digits_case(config: UnlearningConfig) -> Case:
     model, processor = load_classifier(str(FOLDER))
     rows = rows_of_classes(train, "label", range(len(names)), [names.index(c) for c in config.forget_classes])
     return Case(Job(model, processor, train.select(rows), test), config, len(train) - len(rows))
+
+
+def fine_tune(classifier: PixelClassifier, pixels: Tensor, labels: Tensor, epochs: int, batch: int) -> None:
+    """Plain SGD on all parameters."""
+    model = classifier.model.train().requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(pixels)).split(batch):
+            logits = classifier(to_unit(pixels[rows], classifier.device))
+            F.cross_entropy(logits, labels[rows].to(logits.device)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 @contextmanager

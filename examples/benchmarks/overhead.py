@@ -1,5 +1,5 @@
-"""The constraint's share of an optimizer step, by architecture: steps as an adaptive run makes them (forget images, then
-as many proxies, a backward pass each), on random weights and images, with the constraint's hooks and without.
+"""The constraint's share of an optimizer step, by architecture: steps as an adaptive run makes them (forget images,
+then as many proxies, a backward pass each), on random weights and images, with the constraint's hooks and without.
 
     python examples/benchmarks/overhead.py
 """
@@ -91,6 +91,12 @@ def random_bases(layers: dict[str, Layer], share: float) -> dict[str, Basis]:
     }
 
 
+def steps_a_block(run: Callable[[], None]) -> int:
+    """How many steps take ``BLOCK`` seconds, one at least; where it is a short one, by the second of two."""
+    once = seconds(run)
+    return max(1, round(BLOCK / (seconds(run) if once < BLOCK else once)))
+
+
 def repeated(run: Callable[[], None], count: int) -> Callable[[], None]:
     def block():
         for _ in range(count):
@@ -126,7 +132,7 @@ def measure_one(name: str, size: str, batch: int, repeats: int) -> list[dict]:
         "forget, soft": partial(steps.run, optimizers["soft constraint"], 1),
         "hooks alone": hooks_alone,
     }
-    count = 1 if size == "small" else max(1, round(BLOCK / min(seconds(timed["without"]) for _ in range(2))))
+    count = 1 if size == "small" else steps_a_block(timed["without"])
     took = interleaved({kind: partial(repeated, run, count) for kind, run in timed.items()}, repeats)
 
     def share(kind: str, without: str) -> float:

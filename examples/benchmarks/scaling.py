@@ -3,8 +3,8 @@
     python examples/benchmarks/scaling.py
     python examples/benchmarks/scaling.py --model_name_or_path MODEL --dataset_name DATA --forget_classes cat
 
-Every run is a fresh process; each is repeated in turn and the medians are kept. Classes: the model with random heads of so
-many classes, at the same number of proxies. Width: small ViTs with random weights. Processes: one thread each, by
+Every run is a fresh process; each is repeated in turn and the medians are kept. Classes: the model with random heads of
+so many classes, at the same number of proxies. Width: small ViTs with random weights. Processes: one thread each, by
 torch.distributed.run; on a machine with several GPUs give --processes 1 2 4, one GPU each.
 """
 
@@ -24,7 +24,18 @@ from tempfile import TemporaryDirectory
 
 import torch
 from measure import add_results, in_fresh_process, peak_mb, reset_peak, row
-from models import Case, case_parser, load_case, processor, random_case, random_model, silence, vit, with_random_head
+from models import (
+    Case,
+    case_parser,
+    described,
+    load_case,
+    processor,
+    random_case,
+    random_model,
+    silence,
+    vit,
+    with_random_head,
+)
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
@@ -34,7 +45,7 @@ AXES = {
     "forget images": {"real": [125, 250, 500, 1000], "small": [12, 24]},
     "proxies": {"real": [125, 250, 500, 1000], "small": [8]},
     "classes": {"real": [10, 200, 1000], "small": [4, 9]},
-    "width": {"real": [64, 128, 256, 512], "small": [16]},
+    "width": {"real": [64, 128, 256, 384], "small": [16]},
 }
 SAME_PROXIES = {"real": 796, "small": 16}  # which 9, 199 and 999 retained classes share out alike
 WEIGHTS, TIMINGS = "weights.safetensors", "timings.json"
@@ -45,7 +56,7 @@ class WatchedTrainer(UnlearningTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.peaks: dict[str, float] = {}
+        self.peaks = {"before": reset_peak()}
 
     @contextlib.contextmanager
     def stage(self, name: str):
@@ -108,16 +119,20 @@ def axis_part(axis: str, arguments: Namespace) -> list[dict]:
     for _ in range(arguments.repeats):
         for value in values:
             runs[value].append(in_fresh_process(measured_run, arguments, axis, value))
-    rows, totals = [], {}
+    rows, totals, steps = [], {}, {}
     for value, found in runs.items():
         times = medians(found, "s")
-        totals[value], counts = times["total"], medians(found, "counts")
+        counts = medians(found, "counts")
+        totals[value], steps[value] = times["total"], times["training"] / counts["steps"]
         what = f"{axis}, {value:,} ({counts['proxies']:.0f} proxies, {counts['steps']:.0f} steps)"
         rows += [row(f"{what}: time", times, unit="s"), row(f"{what}: peak memory", medians(found, "MB"), unit="MB")]
     if len(values) > 1:
         asked = "at most 1.5" if axis == "classes" else None
-        ratio = totals[values[-1]] / totals[values[0]]
-        rows.append(row(f"{axis}, {values[-1]:,} over {values[0]:,}: time", ratio, asked))
+        what, (first, last) = f"{axis}, {values[-1]:,} over {values[0]:,}", (values[0], values[-1])
+        rows += [
+            row(f"{what}: time", totals[last] / totals[first], asked),
+            row(f"{what}: time of a training step", steps[last] / steps[first]),
+        ]
     return rows
 
 
@@ -179,8 +194,10 @@ def main() -> None:
     if arguments.worker is not None:
         work(arguments)
         return
+    case = described(load_case(arguments))
     for part in arguments.parts:
-        add_results(arguments.output, part, PARTS[part](arguments))
+        subject = "ViT of 4 layers, random weights" if part == "width" else case
+        add_results(arguments.output, part, PARTS[part](arguments), subject)
 
 
 PARTS = {**{axis: partial(axis_part, axis) for axis in AXES}, "processes": processes_part}

@@ -24,7 +24,12 @@ from zspag_hf.metrics.rows import TEST_FORGOTTEN
 
 DIGITS = ["3", "5", "8"]
 COLUMNS = ("acc_rt", "acc_ut", "answered", "relearn")
-ROWS = {"original": "original", "one after the other": "one after the other", "unlearned": "all at once"}
+ROWS = {
+    "original": "original",
+    "one after the other": "one after the other",
+    "unlearned": "all at once",
+    "retrained 1": "retrained without them",
+}
 
 
 def unlearn(source: str, digits: list[str], train: Dataset, test: Dataset, config: UnlearningConfig):
@@ -57,9 +62,13 @@ def run(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         unlearn(source, [digit], train, test, config.but(output_dir=out))
         source = out
     together = unlearn(start, DIGITS, train, test, config.but(output_dir=str(folder / "at-once")))
-    together.evaluate(beside={"one after the other": source})
+    clean, _ = digits_model(train.features["label"].names, seed + 100)
+    gone = [train.features["label"].names.index(digit) for digit in DIGITS]
+    train_classifier(clean, processor, train, gone, config.but(seed=seed + 100))
+    together.evaluate(beside={"one after the other": source}, retrained=clean)
     together.save_model()  # again, now that its report has rows
     models = together.report.models
+    models["retrained 1"] = models["retrained"]  # its name among the logits
     return {title: models[name] | {"answered": answered(together, name)} for name, title in ROWS.items()}
 
 

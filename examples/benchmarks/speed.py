@@ -13,13 +13,14 @@ from argparse import Namespace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from literal import influence_by_label, largest_angle, stacked_bases
+from literal import influence_by_image, influence_by_label, largest_angle, stacked_bases
 from measure import DEVICE, add_results, in_fresh_process, interleaved, peak_mb, reset_peak, row
 from models import (
     Case,
     architecture,
     case_parser,
+    described,
+    fine_tune,
     load_case,
     processor,
     random_case,
@@ -31,29 +32,17 @@ from models import (
 from torch import Tensor
 
 from zspag_hf import UnlearningTrainer
-from zspag_hf.classifier import PixelClassifier, to_pixels, to_unit
+from zspag_hf.classifier import PixelClassifier, to_pixels
 from zspag_hf.cost import prepare, random_pixels
 from zspag_hf.grams import collect_grams
 from zspag_hf.influence import label_influence, mean_gradient
 from zspag_hf.methods.stages import attack_from
 from zspag_hf.proxies import ProxySet, attack_pairs, make_proxies, quota_pairs
 from zspag_hf.pseudo_labels import retained_mask
-from zspag_hf.subspaces import Spectrum
+from zspag_hf.subspaces import Spectrum, literal_bases
 
 EPOCHS = 10
 THRESHOLD = 0.99
-
-
-def fine_tune(classifier: PixelClassifier, pixels: Tensor, labels: Tensor, epochs: int, batch: int) -> None:
-    """Plain SGD on all parameters."""
-    model = classifier.model.train().requires_grad_(True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(pixels)).split(batch):
-            logits = classifier(to_unit(pixels[rows], classifier.device))
-            F.cross_entropy(logits, labels[rows].to(logits.device)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
 
 
 def retained_labels(trainer: UnlearningTrainer, count: int) -> Tensor:
@@ -96,7 +85,7 @@ def pipeline_part(arguments: Namespace) -> list[dict]:
         took = interleaved(prepare_all, arguments.repeats)
     forget = len(case.job.forget)
     retraining = took["retraining"] * arguments.retrain_epochs * case.retained / images
-    steps = f"batch {arguments.batch}"
+    steps, retained = f"batch {arguments.batch}", f"{case.retained:,} retained images"
     return [
         row(
             f"default run over {EPOCHS} epochs of plain fine-tuning, the same {forget:,} forget images, {steps}: time",
@@ -104,8 +93,8 @@ def pipeline_part(arguments: Namespace) -> list[dict]:
             "at most 1.5",
         ),
         row(
-            f"{arguments.retrain_epochs} epochs of retraining on {case.retained:,} retained images over the default run,"
-            f" {steps}, scaled from a pass over {images:,} images: time",
+            f"{arguments.retrain_epochs} epochs of retraining on {retained} (scaled from a pass over {images:,}) over"
+            f" the default run, {steps}: time",
             retraining / took["unlearning"],
             "at least 50",
         ),
@@ -149,14 +138,19 @@ def subspaces_part(arguments: Namespace) -> list[dict]:
         trainer, proxies = some_proxies(load_case(arguments), folder)
         inputs = (trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, THRESHOLD)
         angle = largest_angle(streamed_bases(*inputs), stacked_bases(*inputs))
+        forms = FORMS | {"class by class": literal_bases}
         took = interleaved(
-            {name: lambda form=form: partial(form, *inputs) for name, form in FORMS.items()}, arguments.repeats
+            {name: lambda form=form: partial(form, *inputs) for name, form in forms.items()}, arguments.repeats
         )
         memory = {name: in_fresh_process(subspace_memory, arguments, name) for name in FORMS}
     what = f"subspaces of {len(proxies):,} proxies at energy {THRESHOLD}, stacked SVDs and streamed Gram matrices"
     return [
         row(f"{what}: largest principal angle", angle, "under 0.001", "rad"),
         row(f"{what}: time of the first over the second", took["stacked"] / took["streamed"], "at least 10"),
+        row(
+            f"{what}: time of eq. 3-4 as written, an SVD and a merge a class, over the second",
+            took["class by class"] / took["streamed"],
+        ),
         row(
             f"{what}: peak memory of the first over the second, above what was held before",
             memory["stacked"] / memory["streamed"],
@@ -175,12 +169,15 @@ def influence_part(arguments: Namespace) -> list[dict]:
     classifier.to(DEVICE)
     pixels = random_pixels(classifier, processor(side), count)
     v = mean_gradient(classifier, pixels, classifier.predict(pixels).argsort(1)[:, 1], layers)
-    forms = {"forward": label_influence, "backward": influence_by_label}
-    found = {name: form(classifier, pixels, v, layers) for name, form in forms.items()}
-    took = interleaved(
-        {name: lambda form=form: partial(form, classifier, pixels, v, layers) for name, form in forms.items()},
-        arguments.repeats,
-    )
+    few = pixels[:2]
+    forms = {
+        "forward": partial(label_influence, classifier, pixels, v, layers),
+        "backward": partial(influence_by_label, classifier, pixels, v, layers),
+        "by image": partial(influence_by_image, classifier, few, v, layers),
+    }
+    found = {name: form() for name, form in forms.items()}
+    took = interleaved({name: lambda form=form: form for name, form in forms.items()}, arguments.repeats)
+    by_image = took["by image"] * len(pixels) / len(few)
     what = f"influence of {labels} labels on {count} images, a residual network of {side} pixels"
     difference = (found["forward"] - found["backward"]).abs().max() / found["backward"].abs().max()
     return [
@@ -188,6 +185,11 @@ def influence_part(arguments: Namespace) -> list[dict]:
             f"{what}: a backward pass a label (without gradients of weights) over one forward-mode derivative, time",
             took["backward"] / took["forward"],
             "at least 50",
+        ),
+        row(
+            f"{what}: gradients of all weights, an image and label each (scaled from {len(few)} images), over one"
+            " forward-mode derivative, time",
+            by_image / took["forward"],
         ),
         row(f"{what}: largest difference over the largest value", float(difference)),
     ]
@@ -216,7 +218,7 @@ def attack_part(arguments: Namespace) -> list[dict]:
     what = f"PGD on {len(pairs):,} pairs of image and class, at most {attack_from(args).steps} steps"
     return [
         row(f"{what}: every step over leaving early, time", took["every step"] / took["leaving early"]),
-        row(f"{what}: share that crosses", crossed),
+        row(f"{what}: share that crosses", {name: crossed[name] for name in forms}),
     ]
 
 
@@ -283,7 +285,8 @@ def main() -> None:
     arguments.threads = torch.get_num_threads()
     torch.manual_seed(0)
     for part in arguments.parts:
-        add_results(arguments.output, part, PARTS[part](arguments))
+        subject = described(load_case(arguments)) if part in ("pipeline", "subspaces", "attack") else ""
+        add_results(arguments.output, part, PARTS[part](arguments), subject)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attacks import PGDL2
-from ..classifier import BATCH, to_unit
+from ..classifier import GRADIENT_BATCH, to_unit
 from ..errors import UnlearningError
 from ..processes import my_batches, summed
 from .base import Method, Plan
@@ -29,7 +29,7 @@ class LeaveLabel(PGDL2):
 
 
 def nearest_adversaries(
-    classifier, pixels: Tensor, labels: Tensor, batch_size: int = BATCH, disable_progress: bool = True
+    classifier, pixels: Tensor, labels: Tensor, batch_size: int = GRADIENT_BATCH, disable_progress: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each image the adversarial example in the smallest of the balls eps = .04, .08, .16, ... that holds one
     (algorithm 1). An image that the model gets wrong is its own, at eps 0.
@@ -44,7 +44,7 @@ def nearest_adversaries(
         none was found within ``DOUBLINGS``.
     """
     found, radii = to_unit(pixels, "cpu").clone(), torch.full((len(pixels),), torch.inf)
-    answers = classifier.predict_shared(pixels, batch_size).argmax(1)
+    answers = classifier.predict_shared(pixels).argmax(1)
     radii[answers != labels] = 0.0
     for eps in tqdm([FIRST_EPS * 2**i for i in range(DOUBLINGS)], desc="Adversaries", disable=disable_progress):
         attack, pending = LeaveLabel(eps, STEPS, eps / 10), radii.isinf().nonzero().squeeze(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..attacks import ATTACKS, Attack
 from ..constraint import HardConstraint, SoftConstraint
-from ..grams import Frame, collect_grams, find_frames, framed, too_wide
+from ..grams import Frame, collect_grams, energy_missed, find_frames, framed, too_wide
 from ..labels import distinct
 from ..proxies import ProxySet, make_proxies
 from ..subspaces import Spectrum, free_energy, literal_bases
@@ -123,6 +123,8 @@ def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor
         forget = collect_grams(
             trainer.classifier, some, one_class, trainer.layers, max_memory_gb=trainer.args.max_memory_gb
         )
+        columns = {name: frame.columns for name, frame in trainer.frames.items()}
+        outside = energy_missed(trainer.classifier, some, trainer.layers, columns) if columns else {}
         facts = []
         for name, layer in trainer.layers.items():
             literal = subspaces.literal[name] if subspaces.literal else None
@@ -131,11 +133,12 @@ def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor
             else:
                 vectors = (literal or subspaces.spectrum.basis(name, threshold)).vectors
                 free = torch.stack([torch.eye(layer.width, dtype=torch.float64) - v @ v.T for v in vectors])
+            missed = outside.get(name, 0.0)  # nothing is damped there
             record = {
                 "name": name,
                 "d_in": layer.d_in,
                 "rank": literal.rank if literal else subspaces.spectrum.rank(name, threshold),
-                "free_forget_energy": free_energy(forget[name], free),
+                "free_forget_energy": missed + (1 - missed) * free_energy(forget[name], free),
             }
             frame = trainer.frames.get(name)
             facts.append(record if frame is None else record | {"frame_width": layer.width, "missed": frame.missed})
