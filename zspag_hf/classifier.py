@@ -16,7 +16,7 @@ from .hub_errors import first_line
 from .processes import my_batches, summed
 
 BATCH = 64  # images of a forward pass
-GRADIENT_BATCH = 32  # of one that is differentiated
+GRADIENT_BATCH = 32  # of one that keeps more than the last layer's outputs
 
 
 class PixelClassifier(nn.Module):

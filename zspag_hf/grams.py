@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .classifier import BATCH, PixelClassifier, to_unit
+from .classifier import GRADIENT_BATCH, PixelClassifier, to_unit
 from .errors import UnlearningError
 from .layers import Layer
 from .processes import my_batches, summed
@@ -29,7 +29,7 @@ def collect_grams(
     pixels: Tensor,
     labels: Tensor,
     layers: dict[str, Layer],
-    batch_size: int = BATCH,
+    batch_size: int = GRADIENT_BATCH,
     disable_progress: bool = True,
     max_memory_gb: float = float("inf"),
 ) -> dict[str, Tensor]:
@@ -206,7 +206,7 @@ def find_frames(
     layers: dict[str, Layer],
     names: list[str],
     seed: int = 0,
-    batch_size: int = BATCH,
+    batch_size: int = GRADIENT_BATCH,
     disable_progress: bool = True,
 ) -> dict[str, Frame]:
     """For wide layers a subspace that holds nearly all rows: the randomised range finder (Halko, Martinsson and Tropp
@@ -251,7 +251,7 @@ def energy_missed(
     pixels: Tensor,
     layers: dict[str, Layer],
     columns: dict[str, Tensor],
-    batch_size: int = BATCH,
+    batch_size: int = GRADIENT_BATCH,
     disable_progress: bool = True,
 ) -> dict[str, float]:
     """Share of the rows' energy outside of the span of some columns ``(groups, d_in, k)``, in [0, 1], by layer."""

@@ -19,7 +19,7 @@ from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from .classifier import BATCH, GRADIENT_BATCH, PixelClassifier, frozen, to_unit
+from .classifier import GRADIENT_BATCH, PixelClassifier, frozen, to_unit
 from .layers import Layer
 from .processes import my_batches, summed
 
@@ -224,7 +224,7 @@ def label_influence(
     pixels: Tensor,
     v: Vector,
     layers: dict[str, Layer],
-    batch_size: int = BATCH,
+    batch_size: int = GRADIENT_BATCH,
     disable_progress: bool = True,
 ) -> Tensor:
     """a_ik = -v . grad log p_k(x_i), ``(N, C)`` on the CPU: one forward-mode derivative along v a batch (eq. 9).

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -134,6 +134,13 @@ class StageCache:
         tensors = tensors_from_first(tensors)
         return None if tensors is None else (tensors, from_first(facts))
 
+    def on_disk(self, name: str, tensors: dict[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+        """The tensors of a stage that is there, each read when it is asked for, where one process can do so; where
+        several run, ``tensors``, or the stage loaded."""
+        if rank_and_size()[1] == 1:
+            return TensorsOnDisk(self.path(name))
+        return self.load(name)[0] if tensors is None else tensors
+
     def read(self, name: str) -> Stage | tuple[None, None]:
         try:
             with safe_open(self.path(name), "pt") as file:
@@ -179,6 +186,25 @@ class StageCache:
         except (OSError, ValueError):
             return "it is not whole, or not of this library"
         return f"its run had another {', '.join(differences(theirs, self.key))}" if theirs != self.key else None
+
+
+class TensorsOnDisk(Mapping):
+    """Tensors of a safetensors file by name; none is held here."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with safe_open(path, "pt") as file:
+            self.names = list(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def forget_stages(output_dir: str) -> None:

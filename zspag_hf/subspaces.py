@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from .classifier import BATCH, PixelClassifier, to_unit
 from .grams import input_hooks, shared_inputs
 from .layers import Layer
 
+T = TypeVar("T")
 ROUNDING = 1e3  # a mu under so many roundings of the trace, times the width, is not to be divided by
 
 
@@ -74,6 +77,26 @@ def inverse(gram: Tensor, mu: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(eye + gram / mu))
 
 
+class LayerGrams(Mapping):
+    """Layer name -> Gram matrix, where layers that read the same input share one.
+
+    Args:
+        tensors: owner -> ``(groups, d, d)``. owner: layer name -> the layer that its matrix stands under.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], owner: dict[str, str]):
+        self.tensors, self.owner = tensors, owner
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[self.owner[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.owner)
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+
 class Spectrum:
     """Eigenvalues of every layer's Gram matrix, and what is made from the matrices by them, one decomposition per
     distinct matrix. Eigenvectors are not kept: only the hard form needs them, once.
@@ -81,16 +104,21 @@ class Spectrum:
     Args:
         grams: layer name -> ``(groups, d, d)``.
         device: where to decompose.
+        owner: layer name -> the first layer with the same matrix; unset: by the tensors themselves.
     """
 
-    def __init__(self, grams: dict[str, Tensor], device: torch.device | str = "cpu"):
+    def __init__(
+        self, grams: Mapping[str, Tensor], device: torch.device | str = "cpu", owner: dict[str, str] | None = None
+    ):
         self.grams, self.device = grams, device
-        done: dict[int, list[Tensor]] = {}
-        self.values: dict[str, list[Tensor]] = {}
-        for name, gram in grams.items():
-            if id(gram) not in done:
-                done[id(gram)] = [eigenvalues(group.to(device)).cpu() for group in gram]
-            self.values[name] = done[id(gram)]
+        first: dict[int, str] = {}
+        self.owner = owner or {name: first.setdefault(id(gram), name) for name, gram in grams.items()}
+        self.values = self.by_owner(lambda name: [eigenvalues(group.to(device)).cpu() for group in grams[name]])
+
+    def by_owner(self, make: Callable[[str], T]) -> dict[str, T]:
+        """``make(name)`` of every layer, once for layers that share a matrix."""
+        done = {name: make(name) for name in dict.fromkeys(self.owner.values())}
+        return {name: done[owner] for name, owner in self.owner.items()}
 
     def rank(self, name: str, energy_threshold: float) -> int:
         """Mean over the groups of the rank at the threshold, rounded."""
@@ -109,11 +137,7 @@ class Spectrum:
 
     def bases(self, energy_threshold: float) -> dict[str, Basis]:
         """:meth:`basis` of every layer; layers that share a Gram matrix share it."""
-        done: dict[int, Basis] = {}
-        for name, gram in self.grams.items():
-            if id(gram) not in done:
-                done[id(gram)] = self.basis(name, energy_threshold)
-        return {name: done[id(gram)] for name, gram in self.grams.items()}
+        return self.by_owner(lambda name: self.basis(name, energy_threshold))
 
     def damping(self, name: str, energy_threshold: float) -> Tensor:
         """(I + G / mu)^-1 per group, ``(groups, d, d)`` float64, mu the eigenvalue at the energy threshold: the soft
@@ -126,11 +150,7 @@ class Spectrum:
 
     def dampings(self, energy_threshold: float) -> dict[str, Tensor]:
         """:meth:`damping` of every layer, in float32; layers that share a Gram matrix share the tensor."""
-        done: dict[int, Tensor] = {}
-        for name, gram in self.grams.items():
-            if id(gram) not in done:
-                done[id(gram)] = self.damping(name, energy_threshold).float()
-        return {name: done[id(gram)] for name, gram in self.grams.items()}
+        return self.by_owner(lambda name: self.damping(name, energy_threshold).float())
 
 
 def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) -> Tensor:

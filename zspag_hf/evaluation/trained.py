@@ -17,6 +17,7 @@ from ..load_data import hub_id
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from ..report import UnlearningReport, peak_memory_mb, versions
 from ..requests import new_entry
+from ..subspaces import LayerGrams
 from .comparison import Comparison, drawn, load_other, load_others
 from .table import PixelDataset, Table
 
@@ -33,7 +34,9 @@ def make_report(trainer) -> UnlearningReport:
     if control is not None:
         choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
         choice["probe"] = facts["probe"]
-    found = trainer.cache.load("subspaces") if facts.get("layers") else None
+    grams = None
+    if facts.get("layers"):
+        grams = LayerGrams(trainer.cache.on_disk("subspaces"), facts["owner"])
     options = {name: getattr(args, name) for name in UnlearningConfig.__annotations__ if name not in LOCAL_OPTIONS}
     request = new_entry(
         trainer.named(trainer.request.class_ids),
@@ -53,7 +56,7 @@ def make_report(trainer) -> UnlearningReport:
         forget_images=len(trainer.forget) // max(1, args.forget_views),
         seed=args.seed,
         proxies=facts.get("proxies"),
-        layers=[layer | movement(trainer, layer["name"], found) for layer in facts.get("layers", [])],
+        layers=[layer | movement(trainer, layer["name"], grams[layer["name"]]) for layer in facts.get("layers", [])],
         choice=choice,
         curve=control.curve if control else [],
         timings_s=trainer.timings,
@@ -65,14 +68,9 @@ def make_report(trainer) -> UnlearningReport:
     )
 
 
-def movement(trainer, name: str, found: tuple[dict[str, Tensor], dict]) -> dict[str, float]:
-    """weight_change ||W - W0|| / ||W0|| and proxy_drift ||(W - W0) R|| / ||W0 R|| of one layer, R the proxies' rows.
-
-    Args:
-        found: the stage "subspaces": Gram matrices, and the layer that each one's stands under.
-    """
-    grams, owner = found
-    layer, gram = trainer.layers[name], grams[owner[name]]
+def movement(trainer, name: str, gram: Tensor) -> dict[str, float]:
+    """weight_change ||W - W0|| / ||W0|| and proxy_drift ||(W - W0) R|| / ||W0 R|| of one layer, R the proxies' rows."""
+    layer = trainer.layers[name]
     start = layer.matrix(trainer.original_weights[name]).double().cpu()
     change = layer.matrix(layer.weight.detach()).double().cpu() - start
 

@@ -12,7 +12,7 @@ from ..constraint import HardConstraint, SoftConstraint
 from ..grams import Frame, collect_grams, energy_missed, find_frames, framed, too_wide
 from ..labels import distinct
 from ..proxies import ProxySet, make_proxies
-from ..subspaces import Spectrum, free_energy, literal_bases
+from ..subspaces import LayerGrams, Spectrum, free_energy, literal_bases
 
 REPORTED_IMAGES = 256
 
@@ -21,7 +21,7 @@ REPORTED_IMAGES = 256
 class Subspaces:
     """Proxy Gram matrices with their spectrum, or literal bases (eq. 3-4)."""
 
-    grams: dict[str, Tensor]
+    grams: LayerGrams
     spectrum: Spectrum
     literal: dict | None
 
@@ -81,10 +81,10 @@ def gather_subspaces(trainer, proxies: ProxySet) -> Subspaces:
         owner = {name: next(n for n in grams if grams[n] is gram) for name, gram in grams.items()}
         return {name: grams[name] for name in set(owner.values())}, owner
 
-    found, owner = trainer.finished("subspaces", "subspaces", make)
-    grams = {name: found[owner[name]] for name in trainer.layers}
+    grams = LayerGrams(*trainer.finished("subspaces", "subspaces", make))
+    grams.tensors = trainer.cache.on_disk("subspaces", grams.tensors)  # large, and read a layer at a time
     with trainer.stage("subspaces"):
-        spectrum = Spectrum(grams, classifier.device)
+        spectrum = Spectrum(grams, classifier.device, grams.owner)
         literal = None
         if args.subspace_merge == "literal" and args.constraint == "hard":
             literal = literal_bases(classifier, proxies.pixels, proxies.labels, trainer.layers, args.energy_threshold)

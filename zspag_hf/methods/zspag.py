@@ -57,6 +57,7 @@ class ZSPAG(Method):
         if args.adaptive:
             plan.proxies = self.kept_proxies(trainer, proxies)
         plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train])
+        plan.facts["owner"] = subspaces.grams.owner
         return plan
 
     def held_out_proxies(self, trainer, pixels: Tensor, logits: Tensor) -> ProxySet:
