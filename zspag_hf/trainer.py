@@ -367,7 +367,8 @@ class UnlearningTrainer(PublishingTrainer):
         The model is in eval mode in both: batch-norm statistics stay as they are, dropout is off (the closest published
         code leaves it on in one network; a rate of .999, which one Hub model has, would leave nothing to train on).
         """
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         if "labels" in inputs:
             logits = self.classifier(inputs["pixels"].float() / 255)  # not through the wrapper, which may autocast
             loss = nn.functional.cross_entropy(logits, inputs["labels"])
