@@ -15,10 +15,12 @@ import children
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import images, trainer
+from tiny import config, images, tiny_model, tiny_processor, trainer
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from zspag_hf import UnlearningError, grams, stage_cache
+from zspag_hf import UnlearningError, UnlearningTrainer, grams, stage_cache
+from zspag_hf.evaluation import Comparison
+from zspag_hf.jobs import Job, run
 from zspag_hf.publish import check_result
 from zspag_hf.requests import proves
 from zspag_hf.stage_cache import FOLDER, StageCache
@@ -476,3 +478,26 @@ def test_a_run_that_was_cut_off_goes_on_in_the_same_object(tmp_path):
     after = cut.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in whole.model.state_dict().items())
     assert cut.report.choice == whole.report.choice
+
+
+def test_settings_that_ran_beside_it_are_not_run_again(tmp_path, monkeypatch):
+    """A comparison that was cut off in its evaluation goes on there, and what it kept is deleted at the end."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def compared(resume):
+        job = Job(tiny_model(), tiny_processor(), images([1] * 12, seed=1), TEST["test"])
+        options = {**JOBS["adaptive"], "resume_from_checkpoint": resume}
+        settings = {"random labels": {"method": "random_labels", "adaptive": False, "num_train_epochs": 2}}
+        return run(job, config(tmp_path, **options), settings, "quick", save=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Comparison, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compared(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(UnlearningTrainer, "run_training", lambda *_: pytest.fail("trained again"))
+        trained = compared("true")
+    assert set(trained.report.models) >= {"original", "random labels", "unlearned"}
+    assert not (Path(trained.args.output_dir) / FOLDER).exists()

@@ -22,6 +22,7 @@ from .loading import load_classifier
 from .methods import METHODS
 from .publish import full_id
 from .requests import LEDGER, earlier_requests, resolve_request, select_rows
+from .stage_cache import forget_stages
 from .trainer import UnlearningTrainer
 
 FREE, PROJECTED = {"adaptive": False, "constraint": "none"}, {"adaptive": False, "constraint": "hard"}
@@ -220,9 +221,11 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
     start = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
     history = earlier_requests(job.model.config)
     beside = {}
+    # a checkpoint is the main run's; stages are kept for every setting
+    resume = config.resume_from_checkpoint if str(config.resume_from_checkpoint).lower() == "true" else None
     for name, options in settings.items():
         announce(name)
-        trainer = unlearn(job, config.but(**options, push_to_hub=False))
+        trainer = unlearn(job, config.but(**options, push_to_hub=False, resume_from_checkpoint=resume))
         beside[name], job.seconds[name] = copy.deepcopy(job.model), trainer.report.timings_s["total"]
         job.model.load_state_dict(start)
         setattr(job.model.config, LEDGER, history)
@@ -239,6 +242,7 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
         trainer.save_model()
     elif trainer.is_world_process_zero():
         trainer.report.save(config.output_dir)
+        forget_stages(config.output_dir)
     return trainer
 
 

@@ -246,6 +246,7 @@ class UnlearningTrainer(PublishingTrainer):
         if self.own_optimizer:
             self.optimizer = self.lr_scheduler = None
         freeze_unconstrained(self.model, set(self.layers))
+        self.cache = None  # not an earlier run's, which an error would discard
         self.cache = StageCache(self.args.output_dir, run_key(self), resume)
         finished = self.cache.load(TRAINED) if resume is True else None
         if finished is not None:
