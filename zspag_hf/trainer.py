@@ -6,16 +6,15 @@ import contextlib
 import copy
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from .batches import SharedBatches, TargetDataset
+from .batches import TargetDataset
 from .checks import (
     check_backend,
     check_checkpoint,
@@ -44,19 +43,17 @@ from .loading import inherited_card, resolve_model, source_of
 from .methods import METHODS, Plan
 from .metrics import compute
 from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
-from .processes import rank_and_size
 from .report import UnlearningReport
 from .requests import LEDGER, check_same_images, draw_nonce, resolve_request
 from .run_key import run_key
-from .saving import PublishingTrainer
 from .stage_cache import StageCache, StageError
+from .staged import CHOSEN, EpochCallback, StagedTrainer
 
 TRAINED = "training"  # the last stage: all that the others led to
-CHOSEN = ("learning_rate", "energy_threshold")  # options that an adaptive run fills in
 LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
 
 
-class UnlearningTrainer(PublishingTrainer):
+class UnlearningTrainer(StagedTrainer):
     """Make an image classifier forget classes, without the retained data. A ``Trainer`` in every other respect.
 
     Everything that can be wrong with the input is checked here, before any expensive work.
@@ -279,67 +276,12 @@ class UnlearningTrainer(PublishingTrainer):
             for handle in self.constraint_hooks:
                 handle.remove()
 
-    def trained(self, output: TrainOutput) -> tuple[dict, dict]:
-        """What a finished training leaves: for the stage of that name."""
-        tensors = {f"model/{name}": tensor for name, tensor in self.state_tensors().items()}
-        if self.projected is not None:
-            tensors |= {f"projected/{name}": tensor for name, tensor in self.projected.items()}
-        facts = {"report": asdict(self.report), "output": output._asdict(), "nonce": self.nonce}
-        facts["state"] = asdict(self.state) | {"stateful_callbacks": {}}
-        return tensors, facts | {"chosen": {name: getattr(self.args, name) for name in CHOSEN}}
-
-    def rewind(self) -> None:
-        """Weights and open choices as they came: a run that was cut off may be gone on with in the same object."""
-        with torch.no_grad():
-            for name, weight in self.original_weights.items():
-                self.layers[name].weight.copy_(weight)
-            if self.original_bias is not None:
-                self.layers[self.head].module.bias.copy_(self.original_bias)
-        for name, value in self.asked.items():
-            setattr(self.args, name, value)
-
-    def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers by name, each once, also where modules share it."""
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-
-    def restore(self, tensors: dict, facts: dict) -> TrainOutput:
-        """The other way round: the state after a training that an earlier process finished."""
-        parts = {"model": {}, "projected": {}}
-        for name, tensor in tensors.items():
-            kind, key = name.split("/", 1)
-            parts[kind][key] = tensor
-        with torch.no_grad():
-            for name, tensor in self.state_tensors().items():
-                tensor.copy_(parts["model"][name])
-        self.model.eval()
-        self.projected = parts["projected"] or None
-        self.report, self.nonce = UnlearningReport(**facts["report"]), facts["nonce"]
-        self.timings = self.report.timings_s
-        self.state = TrainerState(**facts["state"])
-        for name, value in facts["chosen"].items():
-            setattr(self.args, name, value)
-        self.show()
-        return TrainOutput(**facts["output"])
-
     def show(self) -> None:
         """Write the run into the model's ledger, and print what it chose."""
         setattr(self.model.config, LEDGER, [*self.request.history, self.report.request])
         if self.is_world_process_zero():
             for text in [self.report.chosen()] * bool(self.report.choice) + self.report.left_out():
                 print(text)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Every image once an epoch, whatever the number of processes."""
-        rank, size = rank_and_size()
-        args, count = self.args, len(self.train_dataset)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=SharedBatches(count, args.per_device_train_batch_size, rank, size, seed),
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-        )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One backward pass for each part of the method's loss; gradients are averaged over processes in the last."""
@@ -459,35 +401,3 @@ class UnlearningTrainer(PublishingTrainer):
     def quiet(self) -> bool:
         """No progress bars: switched off, or not the first process."""
         return self.args.disable_tqdm or not self.is_world_process_zero()
-
-    @contextlib.contextmanager
-    def stage(self, name: str):
-        """Time one stage into the report."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
-
-    def finished(self, name: str, stage: str, make) -> tuple[dict, dict]:
-        """A stage's tensors and facts, read from the cache or made by ``make()`` and kept there.
-
-        Args:
-            name: in the cache. stage: under which its time stands in the report, also the time of an earlier process.
-        """
-        with self.stage(stage):
-            tensors, facts, earlier = self.cache.stage(name, make)
-        self.timings[stage] += earlier
-        return tensors, facts
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the epoch to the training set, which pairs forget images with proxies by it, and to the sampler."""
-
-    def __init__(self, trainer: UnlearningTrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **_):
-        epoch = int(state.epoch or 0)
-        self.trainer.train_dataset.set_epoch(epoch)
-        train_dataloader.batch_sampler.set_epoch(epoch)
