@@ -268,5 +268,6 @@ def energy_missed(
 
 
 def framed(layers: dict[str, Layer], frames: dict[str, Frame]) -> dict[str, Layer]:
-    """The layers, with their frames where they have one."""
-    return {n: replace(layer, frame=frames[n].columns) if n in frames else layer for n, layer in layers.items()}
+    """The layers, with their frames, on their weights' device, where they have one."""
+    placed = {name: frame.columns.to(layers[name].weight) for name, frame in frames.items()}
+    return {name: replace(layer, frame=placed[name]) if name in placed else layer for name, layer in layers.items()}
