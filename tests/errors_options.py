@@ -56,6 +56,8 @@ TOGETHER = [
     option("'adamw_torch'", "adaptive=False with a learning_rate", optim="adamw_torch"),
     option("'linear'", "adaptive=False with a learning_rate", lr_scheduler_type="linear"),
     option("'fp16'", "bf16=True", fp16=True),
+    option("auto_find_batch_size=True", "per_device_train_batch_size", auto_find_batch_size=True),
+    option("save_strategy='best'", "'steps' or 'epoch'", save_strategy="best"),
     option("gradient_checkpointing=True", "gradient_accumulation_steps", gradient_checkpointing=True),
     option("load_best_model_at_end=True", "leave it off", load_best_model_at_end=True),
     option("hub_revision='v2'", "leave hub_revision", hub_create_pr=True, hub_revision="v2"),

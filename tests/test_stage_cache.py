@@ -391,6 +391,10 @@ class TestNoRoom:
         same(second.model.state_dict(), whole.model.state_dict())
 
 
+def killed(*_):
+    raise KeyboardInterrupt
+
+
 class TestPrivacy:
     @pytest.fixture
     def trained(self, tmp_path):
@@ -419,20 +423,37 @@ class TestPrivacy:
         tensors, _ = trained.cache.load("training")
         assert not any(tensor.dim() == 4 and "model/" not in name for name, tensor in tensors.items())
 
-    def test_saving_the_result_deletes_it(self, trained):
+    @pytest.mark.parametrize("elsewhere", [False, True])
+    def test_saving_the_result_deletes_it(self, trained, tmp_path, elsewhere):
         root = Path(trained.args.output_dir, FOLDER)
         assert root.is_dir()
-        trained.save_model()
-        assert not root.exists()
+        trained.save_model(str(tmp_path / "copy") if elsewhere else None)
+        assert not root.exists() and not (tmp_path / "copy" / FOLDER).exists()
 
-    def test_saving_within_or_elsewhere_does_not(self, trained, tmp_path):
-        root = Path(trained.args.output_dir, FOLDER)
+    def test_the_keys_of_checkpoints_are_deleted_with_it(self, tmp_path):
+        """They hold a checksum of the forget images, and are for the owner alone until then."""
+        run = trainer(tmp_path, **{**FIXED, "save_strategy": "steps", "save_steps": 1})
+        run.train()
+        keys = list(Path(run.args.output_dir).glob(f"checkpoint-*/{KEY_NAME}"))
+        assert keys and all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in keys)
+        run.save_model()
+        assert not any(key.exists() for key in keys)
+
+    def test_a_save_before_the_evaluation_keeps_it(self, trained, tmp_path):
         trained.save_model(_internal_call=True)
-        trained.save_model(str(tmp_path / "copy"))
-        assert root.is_dir() and not (tmp_path / "copy" / FOLDER).exists()
         again = trainer(tmp_path, **FIXED)
         again.train(resume_from_checkpoint=True)
         same(again.model.state_dict(), trained.model.state_dict())
+
+    def test_a_checkpoint_folder_of_another_run_is_not_whole_before_it_is_rewritten(self, tmp_path, monkeypatch):
+        """Trainer writes its state last; an earlier run's must not stand in for it."""
+        options = {**FIXED, "save_strategy": "steps", "save_steps": 1}
+        trainer(tmp_path, **options).train()
+        other = trainer(tmp_path, **{**options, "seed": 7})
+        monkeypatch.setattr(other, "_save_optimizer_and_scheduler", killed)
+        with pytest.raises(KeyboardInterrupt):
+            other.train()
+        assert other.cache.refusal(str(Path(other.args.output_dir, "checkpoint-1"))) is not None
 
     def test_nothing_of_it_is_pushed(self, tmp_path):
         options = {**FIXED, "save_strategy": "steps", "save_steps": 1}

@@ -45,6 +45,7 @@ class PixelClassifier(nn.Module):
 
     def __init__(self, model: PreTrainedModel, processor):
         super().__init__()
+        torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU have float32 mantissas only when told so
         self.model = model
         settings = processor.to_dict()
         scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255.0

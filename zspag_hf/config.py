@@ -302,6 +302,11 @@ class UnlearningConfig(TrainingArguments):
                     f"an adaptive run needs {name}={needed!r}, not {value!r}: rollback and step size assume plain SGD"
                     " at a constant rate. Give adaptive=False with a learning_rate to use another."
                 )
+        if str(self.save_strategy) in ("best", "SaveStrategy.BEST"):
+            raise UnlearningError(
+                "save_strategy='best' would save in the middle of a round, before it is judged: give 'steps' or 'epoch'"
+                " in an adaptive run."
+            )
         if self.load_best_model_at_end:
             raise UnlearningError(
                 "load_best_model_at_end=True would choose by test data: leave it off in an adaptive run."
@@ -318,6 +323,11 @@ class UnlearningConfig(TrainingArguments):
                     f"{name}={getattr(self, name)!r} shards the weights that the constraint must see whole: leave it"
                     " out."
                 )
+        if self.auto_find_batch_size:
+            raise UnlearningError(
+                "auto_find_batch_size=True would change what the result depends on: leave it off, and give"
+                " per_device_train_batch_size."
+            )
         if self.gradient_checkpointing:
             raise UnlearningError(
                 "gradient_checkpointing=True does nothing in eval mode, which unlearning trains in: leave it off, lower"

@@ -9,15 +9,17 @@ from .errors import UnlearningError
 from .layers import Layer
 
 
-def not_finite(trainer, inputs: dict) -> UnlearningError:
+def not_finite(trainer, inputs: dict, own: bool = True) -> UnlearningError:
     """The error for a loss that is not finite, with the step and the first layer where that shows.
 
     Args:
-        inputs: the batch, as the method's ``compute_loss`` got it.
+        inputs: the batch, as the method's ``compute_loss`` got it. own: whether it is this process's loss.
     """
     step, model = trainer.state.global_step, trainer.model
     broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
-    where = f"its parameter {broken[0]!r} no longer is" if broken else first_output(trainer, inputs)
+    where = f"its parameter {broken[0]!r} no longer is" if broken else "another process tells in which layer"
+    if own and not broken:
+        where = first_output(trainer, inputs)
     return UnlearningError(
         f"the loss is not finite at step {step}: {where}. Lower learning_rate ({trainer.args.learning_rate}), or leave"
         " it unset to have it chosen."

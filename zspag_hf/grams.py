@@ -221,7 +221,7 @@ def find_frames(
     Raises:
         UnlearningError: a layer's input is not finite on the images.
     """
-    chosen = {name: layers[name] for name in names}
+    chosen = {name: replace(layers[name], frame=None) for name in names}
     shared = shared_inputs(classifier, chosen, pixels[:2])
     leaders = {name: layer for name, layer in chosen.items() if name not in shared}
     generator = torch.Generator().manual_seed(seed)

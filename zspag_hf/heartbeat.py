@@ -36,12 +36,15 @@ def heartbeat() -> Iterator[None]:
         yield
         return
     _sessions += 1
-    heart = Heart(f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{_sessions}", rank, size)
+    launch = "/".join(os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))
+    heart = Heart(f"{launch}/{_sessions}", rank, size)
     heart.start()
     try:
         yield
-    finally:
-        heart.stop()
+    except BaseException:
+        heart.stopped.set()  # the others may wait for this process in vain: they are not told that it left
+        raise
+    heart.stop()
 
 
 class Heart:

@@ -34,7 +34,7 @@ def summed(tensor: Tensor) -> Tensor:
     """The sum over all processes, on the tensor's own device; every process has to call it."""
     if rank_and_size()[1] == 1:
         return tensor
-    return reduce(tensor.to(PartialState().device), "sum").to(tensor.device)
+    return reduce(tensor.contiguous().to(PartialState().device), "sum").to(tensor.device)
 
 
 def from_first(value):

@@ -10,6 +10,7 @@ import torch
 from . import __version__
 from .config import UnlearningConfig
 from .processes import rank_and_size
+from .requests import LEDGER
 from .stage_cache import checksum, digest_of
 
 # Not what the result depends on, or in the key in another form.
@@ -43,6 +44,7 @@ def run_key(trainer) -> dict:
         settings["optimizer"] = repr(trainer.optimizer)
     architecture = json.loads(trainer.model.config.to_json_string(use_diff=False))
     architecture.pop("_name_or_path", None)
+    architecture[LEDGER] = architecture.get(LEDGER) or []
     images = {name: value for name, value in vars(forget).items() if isinstance(value, torch.Tensor)}
     return {
         "model": checksum(trainer.model.state_dict()),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .adapter import ModuleClassifier
 from .checks import check_writable
@@ -63,8 +64,8 @@ class PublishingTrainer(Trainer):
         if self.args.should_save and self.report is not None:
             self.report.save(folder)
             write_card(folder, self.report, self.hub_model_id)
-        if not _internal_call and self.args.should_save and os.path.samefile(folder, self.args.output_dir):
-            forget_stages(folder)
+        if not _internal_call and self.args.should_save:
+            forget_stages(self.args.output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()
 
@@ -114,6 +115,7 @@ class PublishingTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
+        forget_stages(args.output_dir)
         return push_folder(
             args.output_dir,
             self.hub_model_id,
@@ -143,7 +145,10 @@ class PublishingTrainer(Trainer):
             self.accelerator.unwrap_model(self.model).save_pretrained(part, state_dict=state_dict)
             self.processing_class.save_pretrained(part)
             if self.is_in_train:
+                Path(part, KEY_NAME).touch(mode=0o600)  # it holds a checksum of the forget images
                 Path(part, KEY_NAME).write_text(json.dumps(self.cache.key), encoding="utf-8")
+            if self.is_in_train:  # an earlier run's, which would make a half-written checkpoint look whole
+                Path(target, TRAINER_STATE_NAME).unlink(missing_ok=True)
             # The config says what the weights have forgotten, so it must not be there before them.
             for name in sorted(os.listdir(part), key=lambda name: (name == "config.json", name)):
                 sync(os.path.join(part, name))

@@ -53,8 +53,19 @@ class StageCache:
         self.root = Path(output_dir, FOLDER)
         self.folder = self.root / self.digest[:16]
         self.first = rank_and_size()[0] == 0
+        self.together(lambda: self.open(resume), UnlearningError)
+
+    def together(self, work: Callable[[], None], kind: type[UnlearningError]) -> None:
+        """What the first process does alone; its error is raised in all."""
+        caught = None
         if self.first:
-            self.open(resume)
+            try:
+                work()
+            except kind as error:
+                caught = error
+        message = from_first(None if caught is None else str(caught))
+        if message is not None:
+            raise caught or kind(message)
 
     def open(self, resume: bool | str) -> None:
         if isinstance(resume, str) and (why := self.refusal(resume)):
@@ -111,10 +122,11 @@ class StageCache:
         """Write one stage: beside its place first, and moved there whole.
 
         Raises:
-            UnlearningError: it cannot be written.
+            StageError: it cannot be written.
         """
-        if not self.first:
-            return
+        self.together(lambda: self.write(name, tensors, facts), StageError)
+
+    def write(self, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
         tensors, text = apart(tensors), json.dumps(facts)
         metadata = {"facts": text, "sha256": digest_of({"facts": text, "tensors": checksum(tensors)})}
         part = self.folder / f"{name}.part"
@@ -162,9 +174,9 @@ class StageCache:
     def discard(self) -> None:
         """Delete the stages of this run."""
         if self.first:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            delete(self.folder)
             if not any(self.root.glob("*")):
-                shutil.rmtree(self.root, ignore_errors=True)
+                delete(self.root)
 
     def keep_only(self, name: str) -> None:
         """Delete the stages that a last one has made superfluous."""
@@ -208,8 +220,17 @@ class TensorsOnDisk(Mapping):
 
 
 def forget_stages(output_dir: str) -> None:
-    """Delete what was kept to resume from."""
-    shutil.rmtree(Path(output_dir, FOLDER), ignore_errors=True)
+    """Delete what was kept to resume from, and the keys in checkpoints, which hold a checksum of the forget images."""
+    for key in Path(output_dir).glob(f"checkpoint-*/{KEY_NAME}"):
+        key.unlink()
+    delete(Path(output_dir, FOLDER))
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder that may not be there; proxies that stay behind are told of."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        logger.warning(f"{folder} could not be deleted: it may hold proxies, delete it by hand.")
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

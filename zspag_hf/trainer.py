@@ -43,6 +43,7 @@ from .loading import inherited_card, resolve_model, source_of
 from .methods import METHODS, Plan
 from .metrics import compute
 from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
+from .processes import summed
 from .report import UnlearningReport
 from .requests import LEDGER, check_same_images, draw_nonce, resolve_request
 from .run_key import run_key
@@ -230,7 +231,8 @@ class UnlearningTrainer(StagedTrainer):
             with heartbeat():
                 return self.run_stages(resume, trial, ignore_keys_for_eval)
         except UnlearningError as error:
-            if self.cache is not None and not isinstance(error, StageError):
+            on_disk = isinstance(error, StageError) or isinstance(error.__cause__, OSError)
+            if self.cache is not None and not on_disk:
                 self.cache.discard()  # it would end in the same way again
             raise
 
@@ -317,8 +319,10 @@ class UnlearningTrainer(StagedTrainer):
             loss = nn.functional.cross_entropy(logits, inputs["labels"])
             return (loss, {"logits": logits}) if return_outputs else loss
         loss = self.method.compute_loss(self, model, inputs)
-        if not self.args.adaptive and not torch.isfinite(loss):  # an adaptive run rolls back instead
-            raise not_finite(self, inputs)
+        if not self.args.adaptive:  # an adaptive run rolls back instead
+            own = not torch.isfinite(loss)
+            if summed(torch.tensor(float(own))):  # all processes end together
+                raise not_finite(self, inputs, own)
         return loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ def gather_proxies(
 def gather_subspaces(trainer, proxies: ProxySet) -> Subspaces:
     """The stages "frames", of layers too wide for a matrix, and "subspaces"; the trainer's layers get their frames."""
     args, classifier = trainer.args, trainer.classifier
+    trainer.layers = {name: replace(layer, frame=None) for name, layer in trainer.layers.items()}  # of an earlier run
     wide = too_wide(trainer.layers, args.max_memory_gb)
     options = {"disable_progress": trainer.quiet}
 
