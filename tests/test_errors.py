@@ -56,7 +56,6 @@ EXCEPT = {
     ("checks.py", "check_backend"): ("needs FSDP or DeepSpeed", "test_trainer.py"),
     ("grams.py", "check_finite"): ("needs a model that is finite in its outputs alone", "test_grams.py"),
     ("stage_cache.py", "open"): ("needs a run before it, or a full disk", "test_stage_cache.py"),
-    ("stage_cache.py", "store"): ("needs a full disk", "test_stage_cache.py"),
     ("publish.py", "check_private"): ("needs a Hub that holds the repository", "test_publish.py"),
     ("load_data.py", "check_commit"): ("needs a Hub that fails between two answers", "test_hub_loading.py"),
 }
