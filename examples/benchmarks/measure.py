@@ -88,9 +88,7 @@ def peak_mb() -> float:
 
 def in_fresh_process(function: Callable, *arguments):
     """``function(*arguments)`` in a process that has imported the library and done nothing else."""
-    context = multiprocessing.get_context("spawn" if ON_GPU else "forkserver")  # CUDA does not survive a fork
-    context.set_forkserver_preload(["zspag_hf"])
-    with ProcessPoolExecutor(1, context) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
