@@ -46,6 +46,15 @@ def of_another_model(folder: Path):
     return trainer(folder, model=model, optimizers=(optimizer, None), adaptive=False)
 
 
+def run_once(folder: Path):
+    """With an optimizer of its own, after a run."""
+    model = tiny_model()
+    options = {"adaptive": False, "learning_rate": 0.01, "max_steps": 1}
+    once = trainer(folder, model=model, optimizers=(torch.optim.SGD(model.parameters(), 0.01), None), **options)
+    once.train()
+    return once
+
+
 def into(place: str, **options):
     """A feed: the trainer with ``output_dir`` at a place in the folder."""
     return lambda folder: trainer(folder, output_dir=str(folder / place), **options)
@@ -121,6 +130,7 @@ TRAINING = [
         "adaptive=False",
     ),
     Case("another model's optimizer", of_another_model, "SGD", "model.parameters()"),
+    Case("a second run", lambda run: run.train(), "SGD has been used", "new trainer", run_once, works=True),
     Case("nothing to resume", lambda run: run.train(True), "resume_from_checkpoint=True", "output_dir", untrained),
     Case("a checkpoint elsewhere", lambda run: run.train("gone"), "'gone'", "save_strategy='epoch'", fixed),
     Case("too few images to judge by", training(forget=images([2])), "1 forget images too few", "forget_views=48"),

@@ -7,15 +7,9 @@ import pytest
 import torch
 from cases import linear_classifier, two_layer_classifier
 
-from zspag_hf.adaptation import (
-    MAX_REJECTED,
-    ROUND_STEPS,
-    AdaptiveControl,
-    choose_damping,
-    forget_gradient,
-    soft_loss,
-)
+from zspag_hf.adaptation import MAX_REJECTED, AdaptiveControl
 from zspag_hf.constraint import SoftConstraint
+from zspag_hf.first_step import ROUND_STEPS, choose_damping, forget_gradient, soft_loss
 from zspag_hf.grams import collect_grams
 from zspag_hf.held_out import HeldOut, Reading, jensen_shannon
 from zspag_hf.layers import constrained_layers
@@ -123,16 +117,41 @@ def reading(kl=0.0, js=0.5, p=0.5, beside=0.1, rate=1.0):
 @pytest.mark.parametrize(
     "bad", [reading(kl=0.0021), reading(js=float("nan")), reading(kl=float("nan")), reading(kl=float("inf"))]
 )
-def test_a_round_that_costs_too_much_is_rolled_back(bad):
-    run = Run([reading(), bad])
+def test_a_round_that_costs_too_much_even_halved_is_rolled_back(bad):
+    run = Run([reading(), bad, bad])
     before = {name: layer.weight.detach().clone() for name, layer in run.layers.items()}
     run.round()
     assert all(torch.equal(layer.weight, before[name]) for name, layer in run.layers.items())
-    assert run.constraint.step_scale == 0.25 and not run.control.curve[-1]["kept"]
+    assert run.control.scale == 0.25 and not run.control.curve[-1]["kept"]
+
+
+def test_half_of_a_round_that_costs_too_much_is_kept_where_it_costs_little():
+    run = Run([reading(), reading(kl=0.0041, js=0.3), reading(kl=0.001, js=0.4), reading(js=0.3)])
+    before = {name: layer.weight.detach().clone() for name, layer in run.layers.items()}
+    run.round()
+    for name, layer in run.layers.items():
+        torch.testing.assert_close(layer.weight - before[name], torch.full_like(layer.weight, 0.5), rtol=0, atol=1e-6)
+    assert [entry["kept"] for entry in run.control.curve] == [True, False, True]
+    assert run.control.scale == 0.5 and not run.control.rejected
+    run.round()
+    assert run.control.scale == 1.0, "a step that was only halved may be tried again"
+
+
+def test_steps_get_smaller_within_a_round_and_are_its_rate_on_average():
+    run = Run([reading(), reading(js=0.4)])
+    scales = []
+    for _ in range(ROUND_STEPS):
+        run.control.on_step_begin(run.args, run.state, run.signal)
+        scales.append(run.constraint.step_scale)
+        run.state.global_step += 1
+        run.control.on_step_end(run.args, run.state, run.signal)
+    assert sum(scales) / ROUND_STEPS == pytest.approx(1) and scales == sorted(scales, reverse=True) and scales[-1] > 0
+    run.control.on_step_begin(run.args, run.state, run.signal)
+    assert run.constraint.step_scale == pytest.approx(2 * scales[0]), "the next round begins anew, at twice the rate"
 
 
 def test_the_budget_is_never_exceeded_in_small_steps():
-    run = Run([reading(kl=0.0015 * i) for i in range(8)])
+    run = Run([reading(kl=0.0015 * i) for i in [*range(8), 7]])
     for _ in range(7):
         run.round()
     kept = [entry["proxy_kl"] for entry in run.control.curve if entry["kept"]]
@@ -140,17 +159,24 @@ def test_the_budget_is_never_exceeded_in_small_steps():
 
 
 def test_a_cheap_round_doubles_the_step_and_a_failed_step_is_not_tried_again():
-    run = Run([reading(), reading(js=0.4), reading(js=0.3), reading(kl=0.5, js=0.3), *[reading(js=0.2)] * 5])
+    bad = [reading(kl=0.5, js=0.3)] * 2
+    run = Run([reading(), reading(js=0.4), reading(js=0.3), *bad, *[reading(js=0.2)] * 5])
     scales = []
     for _ in range(6):
         run.round()
-        scales.append(run.constraint.step_scale)
+        scales.append(run.control.scale)
     assert scales[:3] == [2.0, 4.0, 1.0]
     assert max(scales[3:]) == 2.0, "4 was rolled back"
 
 
+def test_a_round_that_takes_most_of_what_is_left_does_not_double_the_step():
+    run = Run([reading(), reading(js=0.2)])
+    run.round()
+    assert run.control.scale == 1.0
+
+
 def test_what_the_whole_network_cannot_do_the_head_finishes():
-    run = Run([reading(), *[reading(kl=1.0)] * MAX_REJECTED, reading(p=0.0001, rate=0.0)])
+    run = Run([reading(), *[reading(kl=1.0)] * (2 * MAX_REJECTED), reading(p=0.0001, rate=0.0)])
     for i in range(MAX_REJECTED):
         assert not run.fitted, i
         run.round()
@@ -170,14 +196,19 @@ def test_where_the_head_alone_moves_the_deep_layers_stay():
 
 def test_once_forgotten_a_round_must_gain_what_it_costs():
     gone = {"p": 0.005, "rate": 0.0}
-    run = Run(
-        [reading(), reading(js=0.02, **gone), reading(kl=0.0015, js=0.019, **gone), reading(kl=0.001, js=0.01, **gone)]
-    )
+    kept = [reading(), reading(js=0.02, **gone), reading(kl=0.001, js=0.01, **gone)]
+    run = Run([*kept, reading(kl=0.0025, js=0.009, **gone), reading(kl=0.002, js=0.0095, **gone), reading(**gone)])
+    run.round(), run.round()
+    assert run.control.curve[-1]["kept"] and not run.signal.should_training_stop
     run.round()
+    assert [entry["kept"] for entry in run.control.curve[3:5]] == [False, False], "1 for 1.5, and halved 0.5 for 1"
+    assert run.signal.should_training_stop and run.fitted == [True], "and that is the end of it"
+
+
+def test_what_little_is_left_is_left_to_the_head():
+    run = Run([reading(js=0.5), reading(js=0.007, p=0.005, rate=0.0), reading(js=0.001, p=0.001, rate=0.0)])
     run.round()
-    assert not run.control.curve[-1]["kept"], "0.001 nats nearer the targets for 0.0015 of the proxies"
-    run.round()
-    assert run.control.curve[-1]["kept"]
+    assert run.signal.should_training_stop and run.fitted == [True]
 
 
 def test_the_head_is_fitted_where_the_steps_run_out():
@@ -190,7 +221,7 @@ def test_the_head_is_fitted_where_the_steps_run_out():
 
 
 def test_a_round_cut_short_is_judged_too():
-    run = Run([reading(), reading(kl=1.0)], finish=None)
+    run = Run([reading(), *[reading(kl=1.0)] * 2], finish=None)
     before = {name: layer.weight.detach().clone() for name, layer in run.layers.items()}
     with torch.no_grad():
         for layer in run.layers.values():
@@ -207,7 +238,7 @@ def test_a_run_that_did_not_forget_says_so():
 
 
 def test_without_a_head_to_fit_the_whole_network_ends_the_run():
-    run = Run([reading(), *[reading(kl=1.0)] * MAX_REJECTED], finish=None)
+    run = Run([reading(), *[reading(kl=1.0)] * (2 * MAX_REJECTED)], finish=None)
     for _ in range(MAX_REJECTED):
         run.round()
     assert run.signal.should_training_stop and run.control.phase == "whole"

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from zspag_hf import processes
 from zspag_hf.batches import SharedBatches
-from zspag_hf.classifier import attack_batch
+from zspag_hf.classifier import gradient_batch
 from zspag_hf.processes import each_shared, my_batches, tensors_from_first
 
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
@@ -171,7 +171,7 @@ class TestAnyNumberOfProcesses:
     def test_batches_are_more_and_fewer_than_processes(self, results):
         """The jobs cover both: one of them has three batches of attacks, another one a single batch."""
         facts = {name: found[1]["stages"]["proxies"]["attempted"] for name, found in results[1].items() if "ad" in name}
-        batch = attack_batch(torch.zeros(1, 3, 8, 8))
+        batch = gradient_batch(torch.zeros(1, 3, 8, 8))
         assert 2 * batch < facts["adaptive_many"] and facts["adaptive"] <= batch
 
     @pytest.mark.parametrize("stage", ["proxies", "held_out_proxies", "adversaries"])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -125,6 +126,19 @@ def check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, Layer]) 
         raise UnlearningError(
             f"the given {type(optimizer).__name__} holds none of the model's weights: make it from model.parameters()"
             " of the model that is passed, or leave optimizers unset."
+        )
+
+
+def check_unused(optimizer) -> None:
+    """Refuse an optimizer that was given and has run already: momentum of that run would be in this one.
+
+    Raises:
+        UnlearningError: accelerate has prepared it.
+    """
+    if isinstance(optimizer, AcceleratedOptimizer):
+        raise UnlearningError(
+            f"the given {type(optimizer.optimizer).__name__} has been used by a run of this trainer: make a new"
+            " optimizer and a new trainer for another one, or to go on with that one by resume_from_checkpoint=True."
         )
 
 

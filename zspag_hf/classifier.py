@@ -19,9 +19,9 @@ BATCH = 64  # images of a forward pass
 GRADIENT_BATCH = 32  # of one that keeps more than the last layer's outputs
 
 
-def attack_batch(pixels: Tensor) -> int:
-    """Images that are attacked at once: ``GRADIENT_BATCH`` of 224 pixels, up to four times as many smaller ones. It
-    does not depend on the number of processes, nor on what else runs."""
+def gradient_batch(pixels: Tensor) -> int:
+    """Images that are differentiated at once: ``GRADIENT_BATCH`` of 224 pixels, up to four times as many smaller ones.
+    It does not depend on the number of processes, nor on what else runs."""
     return max(GRADIENT_BATCH, min(4 * GRADIENT_BATCH, GRADIENT_BATCH * 224**2 // pixels[0, 0].numel()))
 
 

@@ -20,12 +20,12 @@ from .grams import collect_grams, shared_inputs
 from .influence import label_influence, mean_gradient, weights_of
 from .labels import model_labels
 from .layers import Layer, constrained_layers, head_name
-from .methods.zspag import CURVATURE_IMAGES
+from .methods.zspag import INFLUENCE_IMAGES
 from .requests import earlier_requests, forgotten_ids
 
 # What the forget images decide is taken from two measured runs, a ViT on CIFAR-10 and a MobileNet on ImageNet:
 ATTACK_STEPS = 3  # gradient steps an attack takes on average: 1.5 and 4.3
-TRAINING_STEPS = 130  # optimizer steps of an adaptive run: 90 and 200
+TRAINING_STEPS = 110  # optimizer steps of an adaptive run: 50 and 190
 TRIED_STEPS = 2  # looks at the held-out proxies for each threshold of the damping: 2 and 2
 
 STAGES = ("proxies", "subspaces", "pseudo_labels", "adaptation", "training")
@@ -175,7 +175,7 @@ def scaled(each: dict[str, float], n: dict[str, float]) -> dict[str, float]:
         "proxies": (n["proxies"] + n["judge_proxies"]) * (ATTACK_STEPS * each["attack"] + each["forward"]),
         "subspaces": (n["proxies"] + n["train"]) * each["gram"] + each["decompositions"],
         "pseudo_labels": n["forget"] * (each["influence"] + each["forward"])
-        + (n["proxies"] + min(CURVATURE_IMAGES, n["proxies"])) * each["gradient"],
+        + 2 * min(INFLUENCE_IMAGES, n["proxies"]) * each["gradient"],
         "adaptation": probe * each["gradient"]
         + 4 * (TRIED_STEPS * n["judge_proxies"] + 2 * probe) * each["forward"]
         + n["proxies"] * each["forward"],

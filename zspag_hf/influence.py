@@ -19,7 +19,7 @@ from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from .classifier import GRADIENT_BATCH, PixelClassifier, frozen, to_unit
+from .classifier import PixelClassifier, frozen, gradient_batch, to_unit
 from .layers import Layer
 from .processes import my_batches, summed
 
@@ -47,12 +47,12 @@ def mean_gradient(
     pixels: Tensor,
     labels: Tensor,
     layers: dict[str, Layer],
-    batch_size: int = GRADIENT_BATCH,
+    batch_size: int | None = None,
 ) -> Vector:
     """Gradient of the mean cross-entropy at (pixels, labels), the nabla L(D_r) of eq. 8 with proxies for D_r."""
     classifier.model.eval()
     total = {name: torch.zeros_like(w) for name, w in weights_of(layers).items()}
-    for rows in my_batches(len(pixels), batch_size):
+    for rows in my_batches(len(pixels), batch_size or gradient_batch(pixels)):
         x, y = to_unit(pixels[rows], classifier.device), labels[rows].to(classifier.device)
 
         def loss(logits, y=y):
@@ -70,7 +70,7 @@ def mean_gradient(
 
 
 def gauss_newton_product(
-    classifier: PixelClassifier, pixels: Tensor, layers: dict[str, Layer], batch_size: int = GRADIENT_BATCH
+    classifier: PixelClassifier, pixels: Tensor, layers: dict[str, Layer], batch_size: int | None = None
 ) -> Callable[[Vector], Vector]:
     """u -> G u, G = mean over images of J^T (diag p - p p^T) J: positive semi-definite, unlike the Hessian of a
     network."""
@@ -79,7 +79,7 @@ def gauss_newton_product(
 
     def product(u: Vector) -> Vector:
         total = {name: torch.zeros_like(w) for name, w in weights.items()}
-        for rows in my_batches(len(pixels), batch_size):
+        for rows in my_batches(len(pixels), batch_size or gradient_batch(pixels)):
             x = to_unit(pixels[rows], classifier.device)
             with math_attention():
                 logits, along = jvp(lambda w, x=x: functional(classifier, w, x), (weights,), (u,))
@@ -144,7 +144,7 @@ def kfac(
     grams: dict[str, Tensor],
     g: Vector,
     damping: float,
-    batch_size: int = GRADIENT_BATCH,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Vector:
     """v = (B + damping)^-1 g (A + damping)^-1 a layer, A the Gram matrices at hand, B the output-gradient factor.
@@ -182,7 +182,7 @@ def divided(layer: Layer, rows: Tensor, a: Tensor, damping: float) -> Tensor:
     return torch.linalg.solve(a + damping * eye, inside.mT).mT @ frame.mT + (rows - inside @ frame.mT) / damping
 
 
-def output_gradient_factors(classifier, pixels, layers, batch_size=GRADIENT_BATCH, seed=0) -> dict[str, Tensor]:
+def output_gradient_factors(classifier, pixels, layers, batch_size=None, seed=0) -> dict[str, Tensor]:
     """Layer name -> ``(groups, out/groups, out/groups)``, the second moment of the loss gradient at its output."""
     classifier.model.eval()
     factors = {}
@@ -206,7 +206,7 @@ def output_gradient_factors(classifier, pixels, layers, batch_size=GRADIENT_BATC
     hooks = [layer.module.register_forward_hook(look(name, layer)) for name, layer in layers.items()]
     try:
         with frozen(classifier.model):
-            for rows in my_batches(len(pixels), batch_size):
+            for rows in my_batches(len(pixels), batch_size or gradient_batch(pixels)):
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + rows.start)
                 x = to_unit(pixels[rows], classifier.device).requires_grad_()
                 with torch.enable_grad():
@@ -224,7 +224,7 @@ def label_influence(
     pixels: Tensor,
     v: Vector,
     layers: dict[str, Layer],
-    batch_size: int = GRADIENT_BATCH,
+    batch_size: int | None = None,
     disable_progress: bool = True,
 ) -> Tensor:
     """a_ik = -v . grad log p_k(x_i), ``(N, C)`` on the CPU: one forward-mode derivative along v a batch (eq. 9).
@@ -234,7 +234,9 @@ def label_influence(
     """
     classifier.model.eval()
     weights, out = weights_of(layers), torch.zeros(len(pixels), classifier.num_labels)
-    for rows in tqdm(my_batches(len(pixels), batch_size), desc="Influence", disable=disable_progress):
+    for rows in tqdm(
+        my_batches(len(pixels), batch_size or gradient_batch(pixels)), desc="Influence", disable=disable_progress
+    ):
         x = to_unit(pixels[rows], classifier.device)
         with math_attention(), torch.no_grad():
             _, along = jvp(lambda w, x=x: functional(classifier, w, x).log_softmax(1), (weights,), (v,))
@@ -253,7 +255,7 @@ def inverse_hessian_product(
     grams: dict[str, Tensor],
     g: Vector,
     damping: float,
-    batch_size: int = GRADIENT_BATCH,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Vector:
     """v of eq. 7-9 by one of ``SOLVERS``; identity takes v = g.

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .attacks import Attack
-from .classifier import PixelClassifier, attack_batch, to_unit
+from .classifier import PixelClassifier, gradient_batch, to_unit
 from .errors import UnlearningError
 from .processes import my_batches, summed
 from .pseudo_labels import retained_mask
@@ -119,7 +119,7 @@ def make_proxies(
         forget_ids: every forgotten class; none is ever a target, and a proxy that ends in one is dropped.
         policy: "quota", see :func:`quota_pairs`; "second", the literal eq. 2, one attack an image.
         logits: ``(N, C)`` of the images, where they are known.
-        batch_size: images attacked at once; unset for :func:`zspag_hf.classifier.attack_batch`.
+        batch_size: images attacked at once; unset for :func:`zspag_hf.classifier.gradient_batch`.
         eps_doublings: images that did not cross are attacked again with twice the radius, this many times (quota only).
 
     Raises:
@@ -137,7 +137,7 @@ def make_proxies(
         pairs, quota, eps_doublings = list(enumerate(targets.tolist()))[:max_proxies], 0, 0
     else:
         pairs, quota = quota_pairs(logits, forget_ids, per_class, max_proxies)
-    at_once = attack_batch(pixels) if batch_size is None else batch_size
+    at_once = gradient_batch(pixels) if batch_size is None else batch_size
     images, labels, pending = [], [], pairs
     for doubling in range(eps_doublings + 1):
         stronger = attack if doubling == 0 else attack.at_eps(attack.eps * 2**doubling)

@@ -6,9 +6,11 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 from .files import write_whole
 from .tables import score_table, summary_table
@@ -173,9 +175,12 @@ def finite(value):
 
 
 def peak_memory_mb() -> float | None:
-    """Peak resident memory of this process so far, in MB; None on Windows, which does not tell."""
+    """Peak resident memory of this process so far, in MB; None where the system does not tell."""
     if sys.platform == "win32":
         return None
+    if sys.platform == "linux":  # where a process's ru_maxrss begins with its parent's
+        told = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(told[1]) * 1024 / 1e6 if told else None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,8 +7,8 @@ import shlex
 import textwrap
 from dataclasses import fields
 
-from .adaptation import ROUND_STEPS
 from .config import ADAPTIVE, PAPER, UnlearningConfig
+from .first_step import ROUND_STEPS
 from .report import UnlearningReport
 
 WIDTH, GLUE = 100, "\0"  # of the command, in characters; a space that is no place to fold

@@ -148,9 +148,17 @@ class Spectrum:
             damped.append(inverse(gram.to(self.device), mu))
         return torch.stack(damped)
 
+    def each_damped(self, energy_threshold: float, use: Callable[[str, Tensor], T]) -> dict[str, T]:
+        """``use(name, damping)`` of every layer, with one damping in memory at a time."""
+        found = {}
+        for owner in dict.fromkeys(self.owner.values()):
+            damping = self.damping(owner, energy_threshold).float()
+            found |= {name: use(name, damping) for name, its in self.owner.items() if its == owner}
+        return {name: found[name] for name in self.owner}
+
     def dampings(self, energy_threshold: float) -> dict[str, Tensor]:
         """:meth:`damping` of every layer, in float32; layers that share a Gram matrix share the tensor."""
-        return self.by_owner(lambda name: self.damping(name, energy_threshold).float())
+        return self.each_damped(energy_threshold, lambda _name, damping: damping)
 
 
 def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) -> Tensor:

@@ -26,6 +26,7 @@ from .checks import (
     check_outputs,
     check_parallel,
     check_trainable,
+    check_unused,
     transformers_errors,
 )
 from .classifier import PixelClassifier
@@ -239,6 +240,8 @@ class UnlearningTrainer(StagedTrainer):
     def run_stages(self, resume: bool | str, trial, ignore_keys_for_eval) -> TrainOutput:
         """What stands in ``method.prepare``, then the steps; finished stages are taken from the cache on ``resume``."""
         start = time.perf_counter()
+        if not self.own_optimizer:
+            check_unused(self.optimizer)
         self.timings.clear()
         if resume:
             self.rewind()

@@ -139,9 +139,10 @@ def document(wanted: bool) -> Iterator[dict]:
 
 def show(report: UnlearningReport, folder: str, what: str = "model, processor and report") -> None:
     """The report's table, what was forgotten, the summary, and where it all is."""
-    gone = ", ".join(c["label"] for c in report.forget_classes)
+    classes = ", ".join(c["label"] for c in report.forget_classes)
+    gone = f"{classes} ({report.forget_images} images)" if classes else f"{report.forget_images} images"
     print(f"\n{report.table()}")
-    print(f"\nforgotten: {gone} ({report.forget_images} images)\n\n{report.summary()}\n")
+    print(f"\nforgotten: {gone}\n\n{report.summary()}\n")
     print(f"{what}: {folder}")
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adaptation import AdaptiveControl, choose_damping
+from ..adaptation import AdaptiveControl
 from ..batches import KeptProxies
 from ..errors import UnlearningError
+from ..first_step import choose_damping
 from ..head import fit_unseen_rows, head_inputs, predict_with_inputs
 from ..held_out import HeldOut
 from ..influence import inverse_hessian_product, label_influence, mean_gradient
@@ -21,7 +22,7 @@ from ..pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels
 from .base import Method, Plan
 from .stages import Subspaces, build_constraint, gather_proxies, gather_subspaces, layer_facts, proxy_facts
 
-CURVATURE_IMAGES = 256  # proxies that conjugate gradients and LiSSA average the curvature over
+INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature are averaged over
 
 
 class ZSPAG(Method):
@@ -81,8 +82,8 @@ class ZSPAG(Method):
         args, classifier, forget = trainer.args, trainer.classifier, trainer.forget
         influence = None
         if args.tilt == "influence" or args.pseudo_label == "paper":
-            g = mean_gradient(classifier, proxies.pixels, proxies.labels, trainer.layers)
-            some = torch.randperm(len(proxies), generator=torch.Generator().manual_seed(args.seed))[:CURVATURE_IMAGES]
+            some = torch.randperm(len(proxies), generator=torch.Generator().manual_seed(args.seed))[:INFLUENCE_IMAGES]
+            g = mean_gradient(classifier, proxies.pixels[some], proxies.labels[some], trainer.layers)
             v = inverse_hessian_product(
                 args.influence_solver,
                 classifier,
