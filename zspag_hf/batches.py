@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +33,22 @@ class TargetDataset(torch.utils.data.Dataset):
     the rows of :class:`SharedBatches`, and have their weights too.
     """
 
-    def __init__(self, pixels: Tensor, targets: Tensor, proxies: KeptProxies | None = None, seed: int = 0):
+    def __init__(
+        self,
+        pixels: Tensor,
+        targets: Tensor,
+        proxies: KeptProxies | None = None,
+        seed: int = 0,
+        blocks: Tensor | None = None,
+        retarget: Callable[[int], Tensor] | None = None,
+    ):
         self.pixels, self.targets, self.proxies, self.seed = pixels, targets, proxies, seed
+        self.blocks, self.retarget = blocks, retarget
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        if self.retarget is not None:
+            self.targets = self.retarget(epoch)
         if self.proxies is None:
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -53,6 +64,8 @@ class TargetDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         item = {"pixels": self.pixels[index], "targets": self.targets[index]}
+        if self.blocks is not None:
+            item["blocks"] = self.blocks[index]
         if self.proxies is not None:
             pair = self.pairs[index % len(self.pairs)]
             item |= {"proxy_pixels": self.proxies.pixels[pair], "proxy_targets": self.proxies.targets[pair]}
@@ -80,25 +93,29 @@ class SharedBatches(torch.utils.data.Sampler):
 
     Args:
         count: rows in all. per_process: rows that a process reads at a time.
+        blocks: ``(count,)``, or None: rows of one number make batches of their own, and numbers come in order.
         rank, size: this process's number, and how many there are.
 
     Yields:
         ``[(index, weight), ...]``, in an order drawn from seed and epoch.
     """
 
-    def __init__(self, count: int, per_process: int, rank: int, size: int, seed: int):
+    def __init__(self, count: int, per_process: int, rank: int, size: int, seed: int, blocks: Tensor | None = None):
         self.count, self.rank, self.size, self.seed = count, rank, size, seed
         self.together, self.epoch = per_process * size, 0
+        self.blocks = torch.zeros(count, dtype=torch.long) if blocks is None else blocks
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.count // self.together)
+        return sum(-(-int(count) // self.together) for count in self.blocks.unique(return_counts=True)[1])
 
     def __iter__(self) -> Iterator[list[tuple[int, float]]]:
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
-        for start in range(0, self.count, self.together):
-            batch = order[start : start + self.together]
-            mine = [(index, self.size / len(batch)) for index in batch[self.rank :: self.size]]
-            yield mine or [(batch[0], 0.0)]
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        for block in self.blocks.unique():
+            rows = order[self.blocks[order] == block].tolist()
+            for start in range(0, len(rows), self.together):
+                batch = rows[start : start + self.together]
+                mine = [(index, self.size / len(batch)) for index in batch[self.rank :: self.size]]
+                yield mine or [(batch[0], 0.0)]

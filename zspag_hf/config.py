@@ -16,6 +16,7 @@ from .proxies import POLICIES
 from .pseudo_labels import PRIORS, SIGNS, TILTS
 
 VARIANTS = ("adaptive", "paper")
+FEW_LABELS = 10  # what settings are for until the model is known
 CONSTRAINTS = ("soft", "hard", "none")
 SCOPES = ("auto", "all", "head")
 MERGES = ("gram", "literal")
@@ -56,6 +57,7 @@ RANGES = {
     "feature_weight": WEIGHT,
     "tilt_temperature": POSITIVE,
     "influence_damping": POSITIVE,
+    "max_retain_samples": COUNT,
     "forget_views": {"least": 0, "most": 1000, "whole": True},
     "learning_rate": POSITIVE,
     "num_train_epochs": POSITIVE,
@@ -87,7 +89,13 @@ class UnlearningConfig(TrainingArguments):
     )
     method: str = field(
         default="zspag",
-        metadata={"help": "zspag; random_labels; amun, for images whose classes stay."},
+        metadata={"help": f"One of {', '.join(METHODS)}."},
+    )
+    with_retain: bool | None = field(
+        default=None, metadata={"help": "Train on retained data too, in a method that can; unset: where it must."}
+    )
+    max_retain_samples: int | None = field(
+        default=None, metadata={"help": "Use at most so many retained images, drawn at random."}
     )
     variant: str = field(
         default="adaptive", metadata={"help": "adaptive (the default), or paper: the literal form of arXiv 2507.21738."}
@@ -189,7 +197,14 @@ class UnlearningConfig(TrainingArguments):
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps at most; adaptive runs stop by 1000."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Forget images a step and device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a batch in evaluation."})
-    optim: str = field(default="sgd", metadata={"help": "Optimizer; the constraint is exact for any."})
+    optim: str | None = field(
+        default=None,
+        metadata={"help": "Optimizer; sgd unless the method has another."},
+    )
+    optim_args: str | None = field(
+        default=None, metadata={"help": 'Of the optimizer, for example "momentum=0.9"; unset: as the method has them.'}
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "0 unless the method has another."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
     hub_strategy: str = field(default="end", metadata={"help": "Must stay end: earlier pushes still remember."})
@@ -211,10 +226,13 @@ class UnlearningConfig(TrainingArguments):
             )
         preset = dict(PAPER if self.variant == "paper" else ADAPTIVE)
         fixed_constraint = self.constraint in ("hard", "none")
+        method = METHODS[self.method]
         if self.method != "zspag":
             preset |= {"constraint": "none"}
         if self.adaptive is False or fixed_constraint or self.method != "zspag" or self.num_train_epochs is not None:
-            preset |= {"adaptive": False, "learning_rate": 0.01, "num_train_epochs": 10}
+            preset |= {"adaptive": False} | method.settings(FEW_LABELS)
+        preset |= {"with_retain": method.needs_retain}
+        preset |= {name: value for name, value in (("optim", "sgd"), ("weight_decay", 0.0)) if name not in preset}
         for name, value in preset.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -235,6 +253,13 @@ class UnlearningConfig(TrainingArguments):
             )
         # UnlearningTrainer applies it itself: accelerate would wrap the model, and every reading and score with it
         self.bf16, self.mixed_precision = self.mixed_precision == "bf16", "no"
+
+    def complete(self, num_labels: int) -> None:
+        """The method's published options for so many labels, where they are not given."""
+        if self.method != "zspag":
+            for name, value in METHODS[self.method].settings(num_labels).items():
+                if self._given[name] is None:
+                    setattr(self, name, value)
 
     @property
     def hub(self) -> HubOptions:
@@ -270,6 +295,7 @@ class UnlearningConfig(TrainingArguments):
         if self.attack == "fgsm" and self.attack_steps not in (None, 1):
             raise UnlearningError(f"attack_steps={self.attack_steps}: fgsm takes one step; use attack='pgd' for more.")
         self.check_adaptive()
+        self.check_method()
         self.check_exact()
         if self.subspace_merge == "literal" and self.constraint == "soft":
             raise UnlearningError(
@@ -310,6 +336,24 @@ class UnlearningConfig(TrainingArguments):
         if self.load_best_model_at_end:
             raise UnlearningError(
                 "load_best_model_at_end=True would choose by test data: leave it off in an adaptive run."
+            )
+
+    def check_method(self) -> None:
+        """Refuse data that the method must not see or cannot do without, and a constraint that means nothing to it."""
+        method = METHODS[self.method]
+        if self.with_retain and not (method.needs_retain or method.takes_retain):
+            raise UnlearningError(
+                f"with_retain=True: method={self.method!r} has no form that reads retained data. Leave it unset."
+            )
+        if method.needs_retain and not self.with_retain:
+            raise UnlearningError(
+                f"with_retain=False: method={self.method!r} cannot work without retained data. Leave it unset, or give"
+                " another method."
+            )
+        if self.constraint != "none" and not method.constrainable:
+            raise UnlearningError(
+                f"constraint={self.constraint!r}: method={self.method!r} begins with new weights, which no constraint"
+                " can keep near the old ones. Leave it unset."
             )
 
     def check_exact(self) -> None:

@@ -17,6 +17,7 @@ from .errors import UnlearningError
 from .hub_errors import first_line
 from .labels import check_dataset, class_names, label_ids, reconcile_labels
 
+READ_AT_ONCE = 256  # images
 UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
 
 
@@ -176,21 +177,62 @@ def labelled_dataset(
     label_column: str = "label",
     offset: int | None = None,
     mapping: dict | None = None,
+    what: str = "the data to evaluate on",
 ) -> EvalDataset:
     """A data set with image and label columns as the model's inputs.
 
     Args:
         names: the model's labels; ``offset`` and ``mapping`` as in :func:`zspag_hf.labels.reconcile_labels`.
+        what: the data set is called in a message.
 
     Raises:
         UnlearningError: not one data set, empty, no such column, or a label outside the model's.
     """
-    check_dataset(dataset, "the data to evaluate on")
+    check_dataset(dataset, what)
     if not len(dataset):
-        raise UnlearningError("the data to evaluate on is empty: give labelled images.")
+        raise UnlearningError(f"{what} is empty: give labelled images.")
     check_column(dataset, image_column)
     ids = reconcile_labels(class_names(dataset, label_column), names, offset=offset, mapping=mapping)
     return EvalDataset(dataset, processor, label_ids(dataset, label_column, ids, len(names)), image_column)
+
+
+@dataclass(frozen=True)
+class RetainSet:
+    """pixels ``(N, channels, H, W)`` uint8, labels ``(N,)`` in the model's ids: retained images to train on."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_retain_set(
+    dataset: EvalDataset,
+    forget_ids: Sequence[int],
+    *,
+    most: int | None = None,
+    seed: int = 0,
+    disable_progress: bool = True,
+) -> RetainSet:
+    """Decode the retained images that a method trains on, ``most`` of them drawn at random.
+
+    Raises:
+        UnlearningError: images of classes that are or were forgotten.
+    """
+    gone = torch.isin(dataset.labels, torch.tensor(list(forget_ids), dtype=torch.long))
+    if gone.any():
+        raise UnlearningError(
+            f"retain_dataset holds {int(gone.sum())} images of forgotten classes, among {sorted(forget_ids)}: it would"
+            " teach them again. Leave them out."
+        )
+    rows = torch.arange(len(dataset))
+    if most is not None and most < len(rows):
+        rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    pixels = []
+    for part in tqdm(rows.split(READ_AT_ONCE), desc="Retain set", disable=disable_progress):
+        pixels += [item["pixels"] for item in dataset.__getitems__(part.tolist())]
+    return RetainSet(torch.stack(pixels), dataset.labels[rows])
 
 
 class EvalDataset(torch.utils.data.Dataset):

@@ -120,10 +120,11 @@ def load_job(arguments: DataArguments, config: UnlearningConfig) -> Job:
         raise UnlearningError("no model was given: pass model_name_or_path, a Hub id or a folder.")
     if config.dataset_name is None:
         raise UnlearningError("no data was given: pass dataset_name, with the images to forget and to evaluate on.")
-    if arguments.retain_in_evaluation and arguments.train_split == arguments.test_split:
+    retain_is_read = arguments.retain_in_evaluation or config.with_retain
+    if retain_is_read and arguments.train_split == arguments.test_split:
         raise UnlearningError(
-            f"retain_in_evaluation with {arguments.train_split!r} as both splits would evaluate on the retained"
-            " training images: give another test_split."
+            f"retain_in_evaluation or with_retain with {arguments.train_split!r} as both splits would evaluate on the"
+            " retained training images: give another test_split."
         )
     model, processor = load_classifier(arguments.model_name_or_path, hub=config.hub)
     mapping = read_mapping(arguments.label_mapping_file)
@@ -144,7 +145,7 @@ def load_job(arguments: DataArguments, config: UnlearningConfig) -> Job:
     if arguments.train_split == arguments.test_split:
         test = without(test, rows)
     retain = None
-    if arguments.retain_in_evaluation:
+    if retain_is_read:
         gone = rows_of_classes(train, config.label_column_name, ids, request.forgotten_ids)
         retain = without(train, {*gone, *rows})
     for name in arguments.retrained_models:
@@ -191,7 +192,13 @@ def without(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 def unlearn(job: Job, config: UnlearningConfig) -> UnlearningTrainer:
     """One training on a job's model, in place."""
     trainer = UnlearningTrainer(
-        job.model, config, job.forget, job.test, processing_class=job.processor, label_mapping=job.mapping
+        job.model,
+        config,
+        job.forget,
+        job.test,
+        retain_dataset=job.retain if config.with_retain else None,
+        processing_class=job.processor,
+        label_mapping=job.mapping,
     )
     trainer.train(config.resume_from_checkpoint)
     return trainer
@@ -210,11 +217,17 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
     Raises:
         UnlearningError: bad input, named with the mend; settings that forget classes beside a request for images.
     """
+    kind = "classes" if config.forget_classes else "images"
     for name, options in settings.items():
-        if METHODS[options.get("method", config.method)].forgets_images != METHODS[config.method].forgets_images:
+        if kind not in METHODS[options.get("method", config.method)].forgets:
             raise UnlearningError(
-                f"method={config.method!r} cannot stand in one table with {name!r}: one forgets images whose classes"
-                " stay, the other whole classes. Leave baselines='none'."
+                f"{name!r} cannot stand in one table with method={config.method!r}, which is to forget {kind}: that is"
+                f" nothing that it can do. Leave it out, or give baselines='none'."
+            )
+        if config.but(**options).with_retain and job.retain is None:
+            raise UnlearningError(
+                f"{name!r} trains on retained data, and there are none: give retain_in_evaluation=True, or leave it"
+                " out."
             )
     if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:  # now, and not after the other settings
         full_id(config.hub_model_id or os.path.basename(os.path.abspath(config.output_dir)), config.hub_token)

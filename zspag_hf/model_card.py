@@ -31,13 +31,6 @@ INDEXED = ("acc_rt", "acc_ut", "js_ut", "relearn")  # scores that stand in the m
 LONGEST = 80  # characters of a label that are shown
 MOST_IN_TITLE, MOST_IN_ROW = 3, 5  # labels
 
-DESCRIPTIONS = {  # method -> what it does, whatever its options
-    "zspag": "ZS-PAG ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)): adversarial proxies, made from the forget"
-    " images, stand in for the retained training data.",
-    "random_labels": "Random labels: fine-tuning on the forget images, each with a retained label drawn at random.",
-    "amun": "AMUN ([arXiv 2503.00917](https://arxiv.org/abs/2503.00917)): fine-tuning on the forget images with their"
-    " own labels, and on their nearest adversarial examples with the labels that the model gives those.",
-}
 CONSTRAINTS = {
     "soft": "Training steps were damped in the directions that the proxies use.",
     "hard": "Training steps were confined to directions that the proxies do not use.",
@@ -68,7 +61,7 @@ def card_data(report: UnlearningReport, model_id: str | None) -> ModelCardData:
     """What the Hub reads; what is unknown is left out."""
     on_hub, results = report.base_revision is not None, eval_results(report)
     tags = ["image-classification", "machine-unlearning", "zspag_hf", report.method.replace("_", "-")]
-    if not METHODS[report.method].needs_retain:
+    if not report.config.get("with_retain"):
         tags.insert(2, "zero-shot-unlearning")
     return ModelCardData(
         base_model=report.base_model if on_hub else None,
@@ -143,8 +136,8 @@ def about_run(report: UnlearningReport) -> dict:
     """How it was forgotten, and whether the run itself says that it was."""
     choice = report.choice
     return {
-        "zero_shot": not METHODS[report.method].needs_retain,
-        "description": DESCRIPTIONS[report.method],
+        "zero_shot": not report.config.get("with_retain"),
+        "description": METHODS[report.method].description,
         "paper": report.config.get("variant") == "paper",
         "constraint": CONSTRAINTS.get(report.config.get("constraint")),
         "views": report.config.get("forget_views"),

@@ -7,8 +7,9 @@ import shlex
 import textwrap
 from dataclasses import fields
 
-from .config import ADAPTIVE, PAPER, UnlearningConfig
+from .config import ADAPTIVE, FEW_LABELS, PAPER, UnlearningConfig
 from .first_step import ROUND_STEPS
+from .methods import METHODS
 from .report import UnlearningReport
 
 WIDTH, GLUE = 100, "\0"  # of the command, in characters; a space that is no place to fold
@@ -20,7 +21,8 @@ REPEATED = (
     "proxy_budget", "proxy_weight", "feature_weight", "pseudo_label", "prior", "tilt", "tilt_temperature",
     "influence_sign", "influence_solver", "influence_damping", "image_column_name", "label_column_name",
     "label_offset", "trust_remote_code", "allow_pickled_weights", "learning_rate", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "optim", "lr_scheduler_type", "max_grad_norm",
+    "per_device_train_batch_size", "optim", "optim_args", "weight_decay", "lr_scheduler_type", "max_grad_norm",
+    "with_retain", "max_retain_samples",
 )
 # fmt: on
 
@@ -60,15 +62,17 @@ def changed_options(report: UnlearningReport) -> dict:
     config, usual = report.config, {f.name: f.default for f in fields(UnlearningConfig)}
     paper = config.get("variant") == "paper"
     usual |= PAPER if paper else ADAPTIVE
-    if config.get("method", "zspag") != "zspag":
+    method = METHODS[config.get("method", "zspag")]
+    usual |= {"optim": "sgd", "weight_decay": 0.0, "with_retain": method.needs_retain}
+    if method is not METHODS["zspag"]:
         usual |= {"constraint": "none"}
     if config.get("adaptive"):
         usual |= {"max_steps": 1000} | {name: config.get(name) for name in chosen_options(report.choice)}
     elif not paper:
         soft = config.get("constraint") == usual["constraint"] == "soft"
-        usual["adaptive"] = soft and config.get("num_train_epochs") == 10  # anything else implies a fixed run
-        hard = config.get("constraint") == "hard"
-        usual |= {"learning_rate": 0.01, "num_train_epochs": 10, "energy_threshold": 0.99 if hard else 0.999}
+        usual |= method.settings(FEW_LABELS)  # how many there are is not in the report
+        usual["adaptive"] = soft and config.get("num_train_epochs") == usual["num_train_epochs"]  # else implied
+        usual["energy_threshold"] = 0.99 if config.get("constraint") == "hard" else 0.999
     return {name: config[name] for name in REPEATED if name in config and config[name] != usual[name]}
 
 

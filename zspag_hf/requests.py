@@ -59,12 +59,13 @@ def resolve_request(
             for a method that forgets images, or none for one that forgets classes.
     """
     history = earlier_requests(config)
-    if METHODS[method].forgets_images:
-        if forget_classes:
-            raise UnlearningError(
-                f"method={method!r} forgets images and keeps their classes, so it cannot forget {forget_classes}: leave"
-                " forget_classes unset, or give method='zspag'."
-            )
+    kinds = METHODS[method].forgets
+    if forget_classes and "classes" not in kinds:
+        raise UnlearningError(
+            f"method={method!r} forgets images and keeps their classes, so it cannot forget {forget_classes}: leave"
+            " forget_classes unset, or give method='zspag'."
+        )
+    if not forget_classes and "images" in kinds:
         return Request([], forgotten_ids(history), history)
     class_ids = resolve_classes(forget_classes, names)
     check_new(class_ids, history, names)

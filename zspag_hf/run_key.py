@@ -50,6 +50,7 @@ def run_key(trainer) -> dict:
         "model": checksum(trainer.model.state_dict()),
         "architecture": digest_of(architecture),
         "images": checksum(images),
+        "retained images": None if trainer.retain is None else checksum(vars(trainer.retain)),
         "processing": checksum({name: getattr(trainer.classifier, name) for name in ("scale", "shift")}),
         "classes": trainer.forget_ids,
         "layers": list(trainer.layers),

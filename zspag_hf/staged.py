@@ -64,10 +64,8 @@ class StagedTrainer(PublishingTrainer):
     def rewind(self) -> None:
         """Weights and open choices as they came: a run that was cut off may be gone on with in the same object."""
         with torch.no_grad():
-            for name, weight in self.original_weights.items():
-                self.layers[name].weight.copy_(weight)
-            if self.original_bias is not None:
-                self.layers[self.head].module.bias.copy_(self.original_bias)
+            for name, tensor in self.state_tensors().items():
+                tensor.copy_(self.original[name])
         for name, value in self.asked.items():
             setattr(self.args, name, value)
 
@@ -101,7 +99,9 @@ class StagedTrainer(PublishingTrainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         return DataLoader(
             self.train_dataset,
-            batch_sampler=SharedBatches(count, args.per_device_train_batch_size, rank, size, seed),
+            batch_sampler=SharedBatches(
+                count, args.per_device_train_batch_size, rank, size, seed, self.train_dataset.blocks
+            ),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

@@ -32,7 +32,7 @@ from .checks import (
 from .classifier import PixelClassifier
 from .config import UnlearningConfig
 from .constraint import attach, freeze_unconstrained
-from .data import EvalDataset, labelled_dataset, read_forget_set
+from .data import EvalDataset, labelled_dataset, read_forget_set, read_retain_set
 from .errors import UnlearningError
 from .evaluation import LEVELS, Table
 from .evaluation.trained import compare_trained, make_report, project
@@ -42,6 +42,7 @@ from .labels import check_dataset, class_names, distinct, model_labels, reconcil
 from .layers import constrained_layers, head_name
 from .loading import inherited_card, resolve_model, source_of
 from .methods import METHODS, Plan
+from .methods.stages import confine
 from .metrics import compute
 from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from .processes import summed
@@ -66,7 +67,8 @@ class UnlearningTrainer(StagedTrainer):
         args: the options; ``args.forget_classes`` names what to forget.
         forget_dataset: a ``datasets.Dataset`` that holds the images to forget and nothing else.
         eval_dataset: labelled test images of retained and forgotten classes, for :meth:`evaluate` alone.
-        retain_dataset: for methods that declare ``needs_retain``; others never touch it.
+        retain_dataset: labelled training images of retained classes, for methods with ``with_retain``; others never
+            touch it.
         processing_class: an image processor, in place of the model's own.
         label_mapping: data set label name -> model label or id, where the names differ.
         callbacks, optimizers: as in ``Trainer``.
@@ -94,8 +96,8 @@ class UnlearningTrainer(StagedTrainer):
         if eval_dataset is not None:
             check_dataset(eval_dataset, "eval_dataset")
         self.method = METHODS[args.method]()
-        if self.method.needs_retain and retain_dataset is None:
-            raise UnlearningError(f"the method {args.method!r} needs retained data: pass retain_dataset.")
+        if args.with_retain and retain_dataset is None:
+            raise UnlearningError(f"the method {args.method!r} is to read retained data: pass retain_dataset.")
         if args.adaptive and optimizers != (None, None):
             given = " and ".join(type(one).__name__ for one in optimizers or () if one is not None)
             raise UnlearningError(
@@ -110,12 +112,14 @@ class UnlearningTrainer(StagedTrainer):
         revision = None if os.path.isdir(origin) else self.base_revision
         self.inherited = inherited_card(origin, replace(args.hub, revision=revision))
         self.label_names_by_id = model_labels(model.config)
+        args.complete(len(self.label_names_by_id))
         self.request = resolve_request(args.forget_classes, self.label_names_by_id, model.config, args.method)
         self.forget_ids = self.request.forgotten_ids
         earlier = {"base_model": self.base_model, "forget_classes": self.named(self.forget_ids)}
         check_output_dir(args.output_dir, earlier)
         self.own_optimizer = optimizers[0] is None
-        self.label_mapping, self.retain_dataset = label_mapping, retain_dataset
+        self.label_mapping = label_mapping
+        self.retain_dataset = retain_dataset if args.with_retain else None  # never seen by a zero-shot form
         self.timings: dict[str, float] = {}
         self.constraint_hooks: list = []
         self.plan: Plan | None = None
@@ -146,6 +150,7 @@ class UnlearningTrainer(StagedTrainer):
         if not self.request.class_ids:
             check_same_images(args.output_dir, self.forget.images)
         self.eval_dataset = None if eval_dataset is None else self.labelled(eval_dataset)
+        self.retain = None if self.retain_dataset is None else self.read_retain()
         self.find_layers()
         self.asked = {name: getattr(args, name) for name in CHOSEN}
         if not self.own_optimizer:
@@ -169,6 +174,17 @@ class UnlearningTrainer(StagedTrainer):
             disable_progress=self.quiet,
         )
 
+    def read_retain(self):
+        """The retained images as pixels and labels: ``args.max_retain_samples`` of them, drawn at random."""
+        args = self.args
+        return read_retain_set(
+            self.labelled(self.retain_dataset, "retain_dataset"),
+            self.forget_ids,
+            most=args.max_retain_samples,
+            seed=args.seed,
+            disable_progress=self.quiet,
+        )
+
     def named(self, ids: list[int]) -> list[dict]:
         """Classes as the report and the ledger write them."""
         return [{"id": i, "label": self.label_names_by_id[i]} for i in ids]
@@ -181,7 +197,7 @@ class UnlearningTrainer(StagedTrainer):
             mapping=self.label_mapping,
         )
 
-    def labelled(self, dataset) -> EvalDataset:
+    def labelled(self, dataset, what: str = "the data to evaluate on") -> EvalDataset:
         """A data set with image and label columns as the model's inputs."""
         if isinstance(dataset, EvalDataset):
             return dataset
@@ -194,6 +210,7 @@ class UnlearningTrainer(StagedTrainer):
             label_column=args.label_column_name,
             offset=args.label_offset,
             mapping=self.label_mapping,
+            what=what,
         )
 
     def find_layers(self) -> None:
@@ -209,9 +226,12 @@ class UnlearningTrainer(StagedTrainer):
                 f"no layer of the model has one output for each of its {self.classifier.num_labels} labels, so there is"
                 " no head to finish with: give scope='all'."
             )
-        self.original_weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        bias = self.layers[self.head].module.bias if self.head else None
-        self.original_bias = None if bias is None else bias.detach().clone()
+        self.original = {name: tensor.detach().clone() for name, tensor in self.state_tensors().items()}
+
+    @property
+    def original_weights(self) -> dict[str, torch.Tensor]:
+        """Layer name -> its weight as it came."""
+        return {name: self.original[f"{name}.weight"] for name in self.layers}
 
     # ------------------------------------------------------------------ training
 
@@ -254,10 +274,16 @@ class UnlearningTrainer(StagedTrainer):
         if finished is not None:
             return self.restore(*finished)
         self.plan = plan = self.method.prepare(self)
-        freeze_unconstrained(self.model, set(plan.trainable))
-        self.train_dataset = TargetDataset(plan.pixels, plan.targets, plan.proxies, self.args.seed)
-        checkpoint = self.cache.last_checkpoint(self.args.output_dir) if resume is True else resume or None
-        output = self.run_training(checkpoint, trial, ignore_keys_for_eval)
+        confine(self, plan)
+        if plan.edit is not None:
+            self.edit(plan)
+        self.model.requires_grad_(True)
+        if plan.trainable is not None:
+            freeze_unconstrained(self.model, set(plan.trainable))
+        output = TrainOutput(0, 0.0, {})
+        if plan.pixels is not None:
+            checkpoint = self.cache.last_checkpoint(self.args.output_dir) if resume is True else resume or None
+            output = self.run_training(checkpoint, trial, ignore_keys_for_eval)
         self.model.eval()
         check_weights(self.layers, self.state.global_step)
         self.timings["total"] = time.perf_counter() - start
@@ -267,8 +293,22 @@ class UnlearningTrainer(StagedTrainer):
         self.show()
         return output
 
+    def edit(self, plan: Plan) -> None:
+        """Change the weights at once, confined as a step would be."""
+        with self.stage("training"):
+            around = [*plan.keepers, *([plan.constraint] if plan.constraint else [])]
+            for keeper in around:
+                keeper.before_step()
+            plan.edit()
+            for keeper in around:
+                keeper.after_step()
+
     def run_training(self, checkpoint, trial, ignore_keys_for_eval) -> TrainOutput:
         """The optimizer steps, with this run's callbacks and hooks."""
+        plan = self.plan
+        self.train_dataset = TargetDataset(
+            plan.pixels, plan.targets, plan.proxies, self.args.seed, plan.blocks, plan.retarget
+        )
         callbacks = [*self.plan.callbacks, EpochCallback(self)]
         for callback in callbacks:
             self.add_callback(callback)
@@ -305,17 +345,21 @@ class UnlearningTrainer(StagedTrainer):
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
-        if self.plan is not None and self.plan.constraint is not None:
-            self.constraint_hooks += attach(self.plan.constraint, optimizer)
+        if self.plan is not None:
+            for keeper in self.plan.keepers:  # before the constraint, which has the last word
+                self.constraint_hooks += attach(keeper, optimizer)
+            if self.plan.constraint is not None:
+                self.constraint_hooks += attach(self.plan.constraint, optimizer)
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Loss of the method in training, cross-entropy to the labels in evaluation.
 
-        The model is in eval mode in both: batch-norm statistics stay as they are, dropout is off (the closest published
-        code leaves it on in one network; a rate of .999, which one Hub model has, would leave nothing to train on).
+        The model is in eval mode in both, where the plan does not ask for train mode: batch-norm statistics stay as
+        they are, dropout is off (the closest published code leaves it on in one network; a rate of .999, which one Hub
+        model has, would leave nothing to train on).
         """
-        if self.model.training:
+        if self.model.training and not (self.plan and self.plan.train_mode):
             self.model.eval()
         if "labels" in inputs:
             logits = self.classifier(inputs["pixels"].float() / 255)  # not through the wrapper, which may autocast

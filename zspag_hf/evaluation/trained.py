@@ -71,7 +71,7 @@ def make_report(trainer) -> UnlearningReport:
 def movement(trainer, name: str, gram: Tensor) -> dict[str, float]:
     """weight_change ||W - W0|| / ||W0|| and proxy_drift ||(W - W0) R|| / ||W0 R|| of one layer, R the proxies' rows."""
     layer = trainer.layers[name]
-    start = layer.matrix(trainer.original_weights[name]).double().cpu()
+    start = layer.matrix(trainer.original[f"{name}.weight"]).double().cpu()
     change = layer.matrix(layer.weight.detach()).double().cpu() - start
 
     def energy(w: Tensor) -> float:
@@ -88,10 +88,9 @@ def original_classifier(trainer) -> PixelClassifier:
     """A copy of the model with the weights that it came with."""
     model = copy.deepcopy(trainer.model)
     with torch.no_grad():
-        for name, weight in trainer.original_weights.items():
-            model.get_submodule(name).weight.copy_(weight)
-        if trainer.original_bias is not None:
-            model.get_submodule(trainer.head).bias.copy_(trainer.original_bias)
+        held = dict(model.named_parameters()) | dict(model.named_buffers())
+        for name, tensor in trainer.original.items():
+            held[name].copy_(tensor)
     return PixelClassifier(model, trainer.processing_class)
 
 

@@ -12,7 +12,6 @@ from ..classifier import GRADIENT_BATCH, to_unit
 from ..errors import UnlearningError
 from ..processes import my_batches, summed
 from .base import Method, Plan
-from .stages import build_constraint, gather_proxies, gather_subspaces
 
 FIRST_EPS, STEPS = 0.04, 50  # the paper's, in Euclidean norm on [0, 1] pixels
 DOUBLINGS = 10  # the published code may double for ever
@@ -71,10 +70,14 @@ class AMUN(Method):
     (``constraint=``), which the paper does not have.
     """
 
-    forgets_images = True
+    description = (
+        "AMUN ([arXiv 2503.00917](https://arxiv.org/abs/2503.00917)): fine-tuning on the forget images with their own"
+        " labels, and on their nearest adversarial examples with the labels that the model gives those."
+    )
+    forgets = ("images",)
 
     def prepare(self, trainer) -> Plan:
-        forget, classifier, args = trainer.forget, trainer.classifier, trainer.args
+        forget, classifier = trainer.forget, trainer.classifier
         gone = torch.tensor(trainer.forget_ids, dtype=torch.long)
         if torch.isin(forget.labels, gone).any():
             raise UnlearningError(
@@ -105,7 +108,4 @@ class AMUN(Method):
             "attack_success_rate": len(reached) / len(radii),
             "mean_radius": float(reached.mean()),
         }
-        if args.constraint != "none":
-            proxies = gather_proxies(trainer, forget.pixels, args.proxies_per_class, args.max_proxies)
-            plan.constraint = build_constraint(trainer, gather_subspaces(trainer, proxies), args.energy_threshold)
         return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,20 +19,33 @@ class Plan:
     """What ``prepare`` decides before the first step.
 
     Attributes:
-        pixels: ``(N, channels, H, W)``, the images to train on, uint8 or float in [0, 1].
+        pixels: ``(N, channels, H, W)``, the images to train on, uint8 or float in [0, 1]; None where there is nothing
+            to train, and ``edit`` is all.
         targets: ``(N, C)`` their target distributions.
-        trainable: names of the layers whose weights move; everything else is frozen.
+        trainable: names of the layers whose weights move, everything else is frozen; None: every parameter moves.
+        blocks: ``(N,)`` int, a number for each image, which comes to the loss as ``inputs["blocks"]``; images of one
+            number make batches of their own, and numbers come in order in each epoch. None: all are mixed.
+        retarget: epoch -> ``(N, C)``, targets that are drawn anew in each epoch, or None.
+        edit: changes the weights at once, before the first step, or None.
         constraint: confines the steps, or None.
-        proxies: to be kept alongside, or None.
+        keepers: further objects with ``before_step`` and ``after_step``, run around every optimizer step.
+        proxies: images beside those to train on, one for each; or None.
+        train_mode: the model trains in train mode (batch norm follows the data, dropout is on) and not, as unlearning
+            does, in eval mode.
         callbacks: for this run only.
         facts: what goes into the report: "proxies", "layers", "choice", "curve".
     """
 
-    pixels: Tensor
-    targets: Tensor
-    trainable: list[str]
+    pixels: Tensor | None
+    targets: Tensor | None
+    trainable: list[str] | None
+    blocks: Tensor | None = None
+    retarget: Callable[[int], Tensor] | None = None
+    edit: Callable[[], None] | None = None
     constraint: HardConstraint | SoftConstraint | None = None
+    keepers: list = field(default_factory=list)
     proxies: KeptProxies | None = None
+    train_mode: bool = False
     callbacks: list = field(default_factory=list)
     facts: dict = field(default_factory=dict)
 
@@ -40,12 +54,25 @@ class Method:
     """Base of every method.
 
     Attributes:
-        needs_retain: whether the method reads retained data; one that does not never sees it.
-        forgets_images: whether it forgets images whose classes stay, in place of classes.
+        description: what it does, for the card of a model, whatever its options: Markdown, with a link to its paper.
+        forgets: "classes", "images" (whose classes stay), or both: by whether ``forget_classes`` is given.
+        needs_retain: whether the method cannot work without retained data.
+        takes_retain: whether it has a form with retained data, which ``with_retain`` asks for. A method that neither
+            needs nor takes them, or is not asked to, never sees them.
+        constrainable: whether ``constraint`` may confine it; not where weights begin anew.
     """
 
+    description: str
+    forgets: tuple[str, ...] = ("classes",)
     needs_retain = False
-    forgets_images = False
+    takes_retain = False
+    constrainable = True
+
+    @staticmethod
+    def settings(num_labels: int) -> dict:
+        """Published options by the number of labels, for options that are not given; their source stands in the
+        method's docstring."""
+        return {"learning_rate": 0.01, "num_train_epochs": 10}
 
     def prepare(self, trainer) -> Plan:
         raise NotImplementedError

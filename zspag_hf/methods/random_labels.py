@@ -6,7 +6,6 @@ import torch
 
 from ..pseudo_labels import retained_mask
 from .base import Method, Plan
-from .stages import build_constraint, gather_proxies, gather_subspaces
 
 
 class RandomLabels(Method):
@@ -16,16 +15,12 @@ class RandomLabels(Method):
     target to converge to. Combine with ``constraint="hard"`` or ``"soft"`` for table 5's "Estimate Subspace + RL".
     """
 
+    description = "Random labels: fine-tuning on the forget images, each with a retained label drawn at random."
+
     def prepare(self, trainer) -> Plan:
         forget = trainer.forget
         keep = retained_mask(trainer.classifier.num_labels, trainer.forget_ids).nonzero().squeeze(1)
         generator = torch.Generator().manual_seed(trainer.args.seed)
         drawn = keep[torch.randint(len(keep), (len(forget),), generator=generator)]
         targets = torch.nn.functional.one_hot(drawn, trainer.classifier.num_labels).float()
-        plan = Plan(forget.pixels, targets, list(trainer.layers))
-        if trainer.args.constraint != "none":
-            proxies = gather_proxies(trainer, forget.pixels, trainer.args.proxies_per_class, trainer.args.max_proxies)
-            plan.constraint = build_constraint(
-                trainer, gather_subspaces(trainer, proxies), trainer.args.energy_threshold
-            )
-        return plan
+        return Plan(forget.pixels, targets, list(trainer.layers))

@@ -92,6 +92,19 @@ def gather_subspaces(trainer, proxies: ProxySet) -> Subspaces:
     return Subspaces(grams, spectrum, literal)
 
 
+def confine(trainer, plan) -> None:
+    """Give a plan without a constraint the one that the options name, from proxies of all forget images; then only
+    layers that it confines move."""
+    args = trainer.args
+    if plan.constraint is not None or args.constraint == "none":
+        return
+    proxies = gather_proxies(trainer, trainer.forget.pixels, args.proxies_per_class, args.max_proxies)
+    subspaces = gather_subspaces(trainer, proxies)
+    plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
+    names = list(trainer.layers)
+    plan.trainable = names if plan.trainable is None else [name for name in plan.trainable if name in names]
+
+
 def build_constraint(trainer, subspaces: Subspaces, threshold: float) -> HardConstraint | SoftConstraint | None:
     """The constraint that the options name, at one energy threshold for every layer."""
     if trainer.args.constraint == "none":

@@ -35,6 +35,11 @@ class ZSPAG(Method):
     ``feature_weight``). At the end the head's rows for the forgotten classes are fitted (:mod:`zspag_hf.head`).
     """
 
+    description = (
+        "ZS-PAG ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)): adversarial proxies, made from the forget"
+        " images, stand in for the retained training data."
+    )
+
     def prepare(self, trainer) -> Plan:
         args, forget = trainer.args, trainer.forget
         train, held = split(len(forget), args.holdout_share if args.adaptive else 0.0, args.seed)
