@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .config import UnlearningConfig
     from .errors import UnlearningError
     from .evaluation import evaluate_unlearning
+    from .fastclip import FastClip, spectral_norms
     from .methods import METHODS
     from .metrics import METRICS
     from .report import UnlearningReport
@@ -21,6 +22,7 @@ __all__ = [
     "ATTACKS",
     "METHODS",
     "METRICS",
+    "FastClip",
     "PixelClassifier",
     "UnlearningConfig",
     "UnlearningError",
@@ -28,10 +30,12 @@ __all__ = [
     "UnlearningTrainer",
     "__version__",
     "evaluate_unlearning",
+    "spectral_norms",
 ]
 
 _PLACES = {
     "ATTACKS": "attacks",
+    "FastClip": "fastclip",
     "METHODS": "methods",
     "METRICS": "metrics",
     "PixelClassifier": "classifier",
@@ -40,6 +44,7 @@ _PLACES = {
     "UnlearningReport": "report",
     "UnlearningTrainer": "trainer",
     "evaluate_unlearning": "evaluation",
+    "spectral_norms": "fastclip",
 }
 
 
