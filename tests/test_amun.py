@@ -1,10 +1,12 @@
 """AMUN: the smallest radius where it is known, and a run that keeps the classes."""
 
+import pytest
 import torch
 from cases import linear_classifier
 from tiny import images, tiny_model, trainer
 
-from zspag_hf import UnlearningReport
+from zspag_hf import METHODS, UnlearningConfig, UnlearningReport
+from zspag_hf.classifier import to_unit
 from zspag_hf.methods.amun import FIRST_EPS, nearest_adversaries
 
 FIXED = {"method": "amun", "forget_classes": None, "max_steps": 20, "per_device_train_batch_size": 8}
@@ -42,19 +44,78 @@ class TestNearestAdversaries:
         assert (radii == 0).all() and torch.equal(found, pixels) and torch.equal(answers, labels)
 
 
-def test_a_run_trains_on_images_and_adversaries_and_lowers_the_confidence(tmp_path):
+@pytest.mark.parametrize("method", ["amun", "amun_advonly"])
+def test_a_run_lowers_the_confidence(tmp_path, method):
     model = tiny_model()
     model.classifier.weight.data *= 6  # as sure as an over-fitted one
-    run = trainer(tmp_path, model=model, forget=images([0, 1, 2, 3, 4] * 4), **FIXED)
+    run = trainer(tmp_path, model=model, forget=images([0, 1, 2, 3, 4] * 4), **{**FIXED, "method": method})
     answers = run.classifier.predict(run.forget.pixels).argmax(1)  # as if trained on: its own answers are the labels
     run.forget.labels[:] = answers
     confidence = lambda: run.classifier.predict(run.forget.pixels).softmax(1).gather(1, answers[:, None]).mean()  # noqa: E731
     before = confidence()
     run.train()
-    assert len(run.plan.pixels) == 40 and run.plan.targets[:20].argmax(1).equal(answers)
-    assert (run.plan.targets[20:].argmax(1) != answers).all()
+    assert (run.plan.targets[-20:].argmax(1) != answers).all()
     assert confidence() < before
     assert run.report.proxies["attack_success_rate"] == 1
+
+
+class TestMixes:
+    """The four of the published code: D_u + D_A, D_A, and each with D_r."""
+
+    LABELS, KEPT = [0, 1, 2, 3, 4] * 4, [4, 3, 2, 1, 0, 0]
+
+    def run(self, tmp_path, method, with_retain, **options):
+        model = tiny_model()
+        model.classifier.weight.data *= 6
+        given = {"retain": images(self.KEPT, seed=9), "with_retain": with_retain, "max_steps": 1, "learning_rate": 1e-6}
+        run = trainer(
+            tmp_path, model=model, forget=images(self.LABELS), **{**FIXED, **given, **options, "method": method}
+        )
+        found = nearest_adversaries(run.classifier, run.forget.pixels, run.forget.labels)
+        run.train()
+        return run, found
+
+    @pytest.mark.parametrize("method", ["amun", "amun_advonly"])
+    @pytest.mark.parametrize("with_retain", [False, True])
+    def test_rows_and_labels(self, tmp_path, method, with_retain):
+        run, (found, answers, _) = self.run(tmp_path, method, with_retain)
+        forget, retain = run.forget, run.retain
+        assert (retain is None) is not with_retain
+        pixels, labels = [found], [answers]
+        if method == "amun":
+            pixels, labels = [to_unit(forget.pixels, "cpu"), *pixels], [forget.labels, *labels]
+        if with_retain:
+            pixels, labels = [*pixels, to_unit(retain.pixels, "cpu")], [*labels, torch.tensor(self.KEPT)]
+        assert torch.equal(run.plan.pixels, torch.cat(pixels)) and len(found) == 20
+        assert run.plan.targets.argmax(1).equal(torch.cat(labels)) and run.plan.targets.max(1).values.eq(1).all()
+        assert run.plan.blocks is None, "one shuffle"
+        assert (answers != forget.labels).all(), "no adversary has the label of its image"
+        assert run.report.proxies["count"] == 20 and run.report.config["with_retain"] is with_retain
+
+    def test_an_epoch_reads_every_row_once(self, tmp_path):
+        run, _ = self.run(tmp_path, "amun", True, max_steps=-1, num_train_epochs=1)
+        loader = run.get_train_dataloader()
+        assert run.state.global_step == len(loader) == -(-(20 + 20 + 6) // 8)
+        counts = torch.cat([batch["targets"].argmax(1) for batch in loader]).bincount(minlength=5)
+        assert counts.equal(run.plan.targets.argmax(1).bincount(minlength=5))
+
+    @pytest.mark.parametrize("method", ["amun", "amun_advonly"])
+    def test_published_settings(self, method):
+        config = UnlearningConfig(output_dir="x", method=method)
+        assert (config.learning_rate, config.num_train_epochs, config.weight_decay) == (0.01, 10, 5e-4)
+        assert config.optim == "sgd" and config.optim_args == "momentum=0.9" and not config.with_retain
+        assert METHODS[method].forgets == ("images",) and METHODS[method].takes_retain
+
+    def test_the_published_optimizer_is_the_one_that_runs(self, tmp_path):
+        run = trainer(tmp_path, forget=images([0, 1] * 4), method="amun_advonly", forget_classes=None, max_steps=1)
+        run.train()
+        groups = run.optimizer.param_groups
+        assert all(group["momentum"] == 0.9 and group["lr"] == 0.01 for group in groups)
+        assert {group["weight_decay"] for group in groups} == {5e-4, 0.0}, (
+            "none on biases and norms, as transformers do"
+        )
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        assert held >= {id(parameter) for parameter in run.model.parameters()}, "every parameter trains"
 
 
 def test_the_report_of_an_image_request_has_no_forgotten_class_and_no_masked_row(tmp_path):

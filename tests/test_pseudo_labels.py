@@ -1,7 +1,19 @@
+import math
+
 import pytest
 import torch
+from tiny import tiny_model, trainer
 
-from zspag_hf.pseudo_labels import PRIORS, SIGNS, paper_pseudo_labels, pseudo_labels, retained_mask
+from zspag_hf import UnlearningError
+from zspag_hf.pseudo_labels import (
+    PRIORS,
+    SIGNS,
+    class_similarity,
+    paper_pseudo_labels,
+    pseudo_labels,
+    retained_mask,
+    tilted_reweighting,
+)
 
 FORGET = [1, 4]
 KEEP = [0, 2, 3, 5]
@@ -177,6 +189,121 @@ class TestPaper:
         expected = paper_pseudo_labels(influence, labels, FORGET).targets
         with torch.no_grad():
             assert torch.equal(paper_pseudo_labels(influence, labels, FORGET).targets, expected)
+
+
+class TestTiltedReweighting:
+    """TRW: the renormalised softmax, tilted by what the head's rows say of the classes."""
+
+    head = torch.tensor([[2.0, 1.0], [2.0, 4.0], [-1.0, 1.0]])  # centre (1, 2)
+
+    def test_three_classes_by_hand(self):
+        """Class 0 goes. Its row from the centre is (1, -1); the others are (1, 2) and (-2, -1): cosines -1/sqrt(10)
+        both, so both are alike and nothing tilts; with the third moved, one is nearer."""
+        assert class_similarity(self.head, [0]).tolist() == pytest.approx([0, 0.5, 0.5])
+        head = torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]])  # from the centre (1, 1): (2,-1), (-1,2), (-1,-1)
+        cosines = [-4 / 5, -1 / 10**0.5]
+        e = [math.exp(cosine / 0.1) for cosine in cosines]
+        s = [value / sum(e) for value in e]
+        assert class_similarity(head, [0]).tolist() == pytest.approx([0, *s])
+        logits = torch.tensor([[5.0, 1.0, 0.5]])
+        weights = [math.exp(1.0 + 10 * s[0]), math.exp(0.5 + 10 * s[1])]
+        expected = [0.0, *(weight / sum(weights) for weight in weights)]
+        assert tilted_reweighting(logits, [0], head).targets[0].tolist() == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("prior", PRIORS)
+    def test_without_a_tilt_it_is_the_prior(self, prior, logits):
+        found = tilted_reweighting(logits, FORGET, torch.randn(6, 4), prior=prior, beta=0.0).targets
+        assert torch.equal(found, pseudo_labels(logits, FORGET, None, prior=prior).targets)
+
+    @pytest.mark.parametrize("prior", PRIORS)
+    def test_rows_are_distributions_over_retained_classes(self, prior, logits):
+        on_the_simplex(tilted_reweighting(logits, FORGET, torch.randn(6, 4), prior=prior).targets)
+
+    @pytest.mark.parametrize("margin", [21.0, 1e3, 1e30])  # 1 - p is 1e-9 and then 0
+    def test_an_over_confident_model_is_no_division_by_zero(self, margin):
+        head = torch.randn(6, 4)
+        logits = torch.tensor([[0.0, margin, -1.0, 0.5, 0.0, -2.0]])
+        targets = tilted_reweighting(logits, [1], head).targets
+        on_the_simplex(targets, [1])
+        calm = tilted_reweighting(torch.tensor([[0.0, 0.0, -1.0, 0.5, 0.0, -2.0]]), [1], head).targets
+        torch.testing.assert_close(targets, calm)
+
+    def test_it_is_the_nearest_distribution_to_the_prior_of_its_mean_similarity(self, logits):
+        """Moving probability along any direction that keeps sum and mean similarity raises KL(q || prior)."""
+        head = torch.randn(6, 4)
+        s = class_similarity(head, FORGET)[KEEP]
+        prior = pseudo_labels(logits, FORGET, None).targets[0, KEEP].double()
+        q = tilted_reweighting(logits, FORGET, head, beta=2.0).targets[0, KEEP].double()
+        kl = lambda p: (p * (p / prior).log()).sum()  # noqa: E731
+        free = torch.linalg.svd(torch.stack([torch.ones_like(s), s])).Vh[2:]
+        for direction in (*free, *-free):
+            moved = q + 0.3 * float(q.min()) * direction
+            assert kl(moved) > kl(q)
+
+    def test_a_large_beta_overwrites_the_image(self, logits):
+        head = torch.randn(6, 4)
+        targets = tilted_reweighting(logits, FORGET, head, beta=1e4).targets
+        assert targets.argmax(1).eq(int(class_similarity(head, FORGET).argmax())).all()
+
+
+class TestClassSimilarity:
+    def test_sums_to_one_over_retained_classes(self):
+        s = class_similarity(torch.randn(6, 4), FORGET)
+        assert s[FORGET].eq(0).all() and s[KEEP].gt(0).all() and float(s.sum()) == pytest.approx(1)
+
+    def test_of_several_classes_it_is_the_mean(self):
+        """Each against the same centre: all rows here are retained or asked for."""
+        head = torch.randn(6, 4).double()
+        head = head - head.mean(0)
+        unit = torch.nn.functional.normalize(head, dim=1)
+        each = [(unit[u] @ unit[KEEP].T / 0.1).softmax(0) for u in FORGET]
+        torch.testing.assert_close(class_similarity(head, FORGET)[KEEP], (each[0] + each[1]) / 2)
+
+    def test_what_is_added_to_every_row_or_scales_them_does_not_matter(self):
+        head = torch.randn(6, 4).double()
+        torch.testing.assert_close(class_similarity(3 * head + torch.randn(4), FORGET), class_similarity(head, FORGET))
+
+    def test_rows_of_classes_that_are_long_gone_do_not_matter(self):
+        head = torch.randn(6, 4)
+        expected = class_similarity(head, FORGET, [4])
+        head[1] = 1e3
+        assert torch.equal(class_similarity(head, FORGET, [4]), expected) and expected[FORGET].eq(0).all()
+
+    def test_principal_components(self):
+        """All of them are the rows themselves; the first alone leaves their signs along it."""
+        head = torch.randn(6, 9).double()
+        torch.testing.assert_close(class_similarity(head, [2], components=5), class_similarity(head, [2]))
+        centred = head - head.mean(0)
+        along = centred @ torch.linalg.svd(centred).Vh[0]
+        side = (along * along[2] > 0).double()
+        expected = ((2 * side - 1) / 0.1)[[0, 1, 3, 4, 5]].softmax(0)
+        torch.testing.assert_close(class_similarity(head, [2], components=1)[[0, 1, 3, 4, 5]], expected)
+
+
+class TestSimilarityTiltOfTheMainMethod:
+    def test_a_fixed_run_trains_on_the_tilted_prior(self, tmp_path):
+        run = trainer(tmp_path, tilt="similarity", adaptive=False, max_steps=1)
+        logits, rows = run.classifier.predict(run.forget.pixels), run.model.classifier.weight.detach().clone()
+        run.train()
+        expected = tilted_reweighting(logits, [2], rows).targets
+        torch.testing.assert_close(run.plan.targets, expected)
+        assert (expected - pseudo_labels(logits, [2], None).targets).abs().max() > 0.05, "the tilt is seen"
+
+    def test_an_adaptive_run_with_another_prior(self, tmp_path):
+        run = trainer(tmp_path, tilt="similarity", prior="uniform", max_steps=4)
+        rows = run.model.classifier.weight.detach().clone()
+        run.train()
+        s = class_similarity(rows, [2])
+        expected = (10 * s).masked_fill(torch.tensor([False, False, True, False, False]), -torch.inf).softmax(0)
+        torch.testing.assert_close(run.plan.targets, expected.float().expand(len(run.plan.targets), 5))
+
+    @pytest.mark.parametrize("options", [{"method": "trw"}, {"tilt": "similarity", "scope": "all"}])
+    def test_a_model_without_a_head_is_refused_before_the_attacks(self, tmp_path, options, monkeypatch):
+        run = trainer(tmp_path, model=tiny_model(), **options)
+        run.head = None
+        monkeypatch.setattr("zspag_hf.methods.stages.make_proxies", lambda *_, **__: pytest.fail("attacked"))
+        with pytest.raises(UnlearningError, match=r"one output for each of its 5 labels.*tilt='none'"):
+            run.train()
 
 
 def test_retained_mask():

@@ -3,9 +3,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import FlatClassifier, ModelCase, Recorder, randomised
+from tiny import trainer
 from torch import nn
 
-from zspag_hf import subspaces
+from zspag_hf import UnlearningConfig, UnlearningError, subspaces
 from zspag_hf.grams import collect_grams
 from zspag_hf.layers import constrained_layers
 from zspag_hf.subspaces import (
@@ -14,6 +15,7 @@ from zspag_hf.subspaces import (
     free_energy,
     literal_bases,
     merge_class,
+    random_bases,
     rank_at,
 )
 
@@ -447,3 +449,84 @@ class TestLiteralBases:
         classifier, pixels, layers = prepare(vit)
         whole, parts = (literal_bases(classifier, pixels, LABELS, layers, 0.9, batch_size=n) for n in (64, 2))
         assert all(largest_angle(whole[n].vectors[0], parts[n].vectors[0]) < 1e-6 for n in layers)
+
+
+class TestRandomBases:
+    """Table 5's "random subspace": everything as estimated but the directions."""
+
+    def estimated(self):
+        shared = random_gram(groups=2)
+        return Spectrum({"q": shared, "k": shared, "other": random_gram(d=20, rank=20)}).bases(0.9)
+
+    def test_orthonormal_and_of_the_same_shapes(self):
+        bases = self.estimated()
+        made = random_bases(bases, seed=3)
+        assert list(made) == list(bases)
+        for name, basis in made.items():
+            assert [u.shape for u in basis.vectors] == [u.shape for u in bases[name].vectors], name
+            assert basis.rank == bases[name].rank and basis.vectors[0].dtype == torch.float64
+            for u in basis.vectors:
+                torch.testing.assert_close(u.T @ u, torch.eye(u.shape[1], dtype=torch.float64))
+
+    def test_other_directions_than_the_estimated_ones_and_in_each_group(self):
+        bases = self.estimated()
+        made = random_bases(bases, seed=3)
+        for name, basis in made.items():
+            for u, estimated in zip(basis.vectors, bases[name].vectors, strict=True):
+                assert u.shape[1] < len(u) and largest_angle(u, estimated) > 0.5, name
+        first, second = (u[:, :1] for u in made["q"].vectors)
+        assert largest_angle(first, second) > 0.1
+
+    def test_a_seed_is_a_choice_and_the_global_one_is_none(self):
+        bases = self.estimated()
+        made = random_bases(bases, seed=3)
+        torch.manual_seed(99)
+        again, other = random_bases(bases, seed=3), random_bases(bases, seed=4)
+        for name in bases:
+            assert all(map(torch.equal, made[name].vectors, again[name].vectors))
+            assert not any(map(torch.equal, made[name].vectors, other[name].vectors))
+
+    def test_layers_that_share_a_basis_still_do(self):
+        made = random_bases(self.estimated(), seed=0)
+        assert made["q"] is made["k"] and made["q"] is not made["other"]
+
+    def test_uniform_over_subspaces(self):
+        """The mean projector of a uniform subspace of rank r in d dimensions is r/d times the identity."""
+        basis = subspaces.Basis((torch.zeros(5, 2, dtype=torch.float64),), (0.0,))
+        mean = sum(projector(random_bases({"it": basis}, seed)["it"].vectors[0]) for seed in range(2000)) / 2000
+        assert (mean - 0.4 * torch.eye(5, dtype=torch.float64)).abs().max() < 0.05
+
+    @pytest.mark.parametrize("method", ["random_labels", "zspag"])
+    def test_a_run_is_confined_to_them_at_the_estimated_ranks(self, tmp_path, method):
+        """No weight moves along the random directions; along the proxies' own it does."""
+        options = {"method": method, "constraint": "hard", "energy_threshold": 0.9, "max_steps": 5, "seed": 7}
+        runs = {
+            merge: trainer(tmp_path / merge, subspace_merge=merge, learning_rate=0.1, **options)
+            for merge in ("gram", "random")
+        }
+        for run in runs.values():
+            run.train()
+        parts = {merge: run.plan.constraint.parts for merge, run in runs.items()}
+        assert len(parts["gram"]) == len(parts["random"]) > 5
+        inside = {}
+        for own, other in zip(parts["gram"], parts["random"], strict=True):
+            layer, group, *_, q = other
+            change = (
+                layer.matrix(layer.weight.detach())[group]
+                - layer.matrix(runs["random"].original_weights[layer.name])[group]
+            )
+            for merge, (_, _, u, _, q) in (("gram", own), ("random", other)):
+                p = u @ u.T if q is None else torch.eye(layer.d_in) - q @ q.T
+                inside.setdefault(merge, []).append(float((change @ p).norm() / change.norm().clamp_min(1e-12)))
+            ranks = [u.shape[1] if q is None else layer.d_in - q.shape[1] for _, _, u, _, q in (own, other)]
+            assert ranks[0] == ranks[1], layer.name
+        assert max(inside["random"]) < 1e-3 and max(inside["gram"]) > 0.1
+        if method == "zspag":
+            rows = [run.report.layers for run in runs.values()]
+            assert [r["rank"] for r in rows[0]] == [r["rank"] for r in rows[1]]
+            assert any(abs(a["free_forget_energy"] - b["free_forget_energy"]) > 0.1 for a, b in zip(*rows, strict=True))
+
+    @pytest.mark.parametrize("constraint", ["soft", "none"])
+    def test_they_need_the_hard_constraint(self, constraint):
+        with pytest.raises(UnlearningError, match=r"subspace_merge='random' .* use constraint='hard'"):
+            UnlearningConfig(output_dir="x", subspace_merge="random", constraint=constraint)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 PRIORS = ("renormalised", "uniform", "second_best")
-TILTS = ("influence", "none")
+TILTS = ("influence", "similarity", "none")
 SIGNS = ("eq10", "upweight")
+BETA = 10.0  # of TRW, as its reviewers quote it
+SIMILARITY_TEMPERATURE = 0.1  # "low" by the same source; the number is ours
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,80 @@ def pseudo_labels(
             seeds: .0473 nats with eq10, .0471 without); the printed sign is the default.
     """
     keep = retained_mask(logits.shape[1], forget_ids)
-    masked = logits.double().masked_fill(~keep, -torch.inf)
-    scores = masked if prior == "renormalised" else torch.zeros_like(masked)
-    if prior == "second_best":
-        scores = torch.full_like(masked, -torch.inf).scatter(1, masked.argmax(1, keepdim=True), 0.0)
+    scores = prior_scores(logits, keep, prior)
     if influence is not None:
         scale = influence.double()[:, keep].std(correction=0).clamp_min(1e-300) * temperature
         scores = scores + (1 if sign == "upweight" else -1) * influence.double() / scale
     targets = scores.masked_fill(~keep, -torch.inf).softmax(1)
     return PseudoLabels(targets.float(), influence)
+
+
+def prior_scores(logits: Tensor, keep: Tensor, prior: str) -> Tensor:
+    """Logits ``(N, C)`` float64 of a prior, -inf where its probability is 0; see :func:`pseudo_labels`."""
+    masked = logits.double().masked_fill(~keep, -torch.inf)
+    if prior == "second_best":
+        return torch.full_like(masked, -torch.inf).scatter(1, masked.argmax(1, keepdim=True), 0.0)
+    return masked if prior == "renormalised" else torch.zeros_like(masked).masked_fill(~keep, -torch.inf)
+
+
+def tilted_reweighting(
+    logits: Tensor,
+    forget_ids: list[int],
+    head_weight: Tensor,
+    class_ids: list[int] | None = None,
+    *,
+    prior: str = "renormalised",
+    beta: float = BETA,
+    temperature: float = SIMILARITY_TEMPERATURE,
+    components: int | None = None,
+) -> PseudoLabels:
+    """Target = prior x exp(beta s_k), forgotten classes at exactly 0 (TRW, arXiv 2506.20893).
+
+    s_k is the similarity of the forgotten class to class k (:func:`class_similarity`), the same for every image. Of all
+    distributions with that mean similarity the target is the nearest to the prior in KL; beta = 0 is the prior itself.
+    All in log space: for an over-confident model 1 - p_u is 0 in float32 and cannot be divided by.
+
+    Args:
+        logits: ``(N, C)`` of the original model on the forget images.
+        forget_ids: all classes that are gone, of earlier requests too.
+        head_weight, class_ids, temperature, components: as in :func:`class_similarity`.
+        prior: as in :func:`pseudo_labels`; TRW's is "renormalised".
+    """
+    similarity = class_similarity(head_weight, forget_ids, class_ids, temperature=temperature, components=components)
+    scores = prior_scores(logits, retained_mask(logits.shape[1], forget_ids), prior)
+    return PseudoLabels((scores + beta * similarity.to(scores)).softmax(1).float(), None)
+
+
+def class_similarity(
+    head_weight: Tensor,
+    forget_ids: list[int],
+    class_ids: list[int] | None = None,
+    *,
+    temperature: float = SIMILARITY_TEMPERATURE,
+    components: int | None = None,
+) -> Tensor:
+    """How near each retained class is to the forgotten ones: s ``(C,)`` float64, non-negative, with sum 1; 0 on
+    forgotten classes.
+
+    Cosines between rows of the head, sharpened by a softmax over the retained classes, the mean over the classes of the
+    request (the paper forgets one). The rows are centred first: a vector added to all of them changes no probability.
+
+    Args:
+        head_weight: ``(C, d)``.
+        class_ids: the classes of this request, ``forget_ids`` by default. Rows of classes that earlier requests forgot
+            say nothing any more, and are left out.
+        components: principal components of the rows to compare them by; None: all, that is the rows as they are.
+    """
+    rows, keep = head_weight.detach().double().cpu(), retained_mask(len(head_weight), forget_ids)
+    asked = list(forget_ids if class_ids is None else class_ids)
+    meant = keep.clone()
+    meant[asked] = True
+    rows = rows - rows[meant].mean(0)
+    if components is not None:
+        rows = rows @ torch.linalg.svd(rows[meant], full_matrices=False).Vh[:components].T
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    cosines = rows[asked] @ rows.T
+    return (cosines / temperature).masked_fill(~keep, -torch.inf).softmax(1).mean(0)
 
 
 def paper_pseudo_labels(

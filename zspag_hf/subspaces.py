@@ -215,6 +215,21 @@ def literal_bases(
     return {name: bases[shared.get(name, name)] for name in layers}
 
 
+def random_bases(bases: Mapping[str, Basis], seed: int) -> dict[str, Basis]:
+    """Bases of random subspaces, as wide and of the same rank per layer and group: table 5's "random subspace".
+
+    Uniform over the subspaces (the Q of a normal matrix), in a wide layer over those of its frame. Layers that share a
+    basis share the random one. What share of the energy it holds is not measured: NaN.
+    """
+    generator, drawn = torch.Generator().manual_seed(seed), {}
+    for basis in bases.values():
+        if id(basis) not in drawn:
+            normal = [torch.randn(u.shape, generator=generator, dtype=torch.float64) for u in basis.vectors]
+            vectors = tuple(torch.linalg.qr(rows).Q for rows in normal)
+            drawn[id(basis)] = Basis(vectors, (float("nan"),) * len(vectors))
+    return {name: drawn[id(basis)] for name, basis in bases.items()}
+
+
 def free_energy(gram: Tensor, complement: Tensor) -> float:
     """Share of a Gram matrix' energy that an update passed through ``complement`` can still reach, in [0, 1].
 
