@@ -94,6 +94,18 @@ IMAGES = [
     Case("16 bits a channel", forget(pictures(DEEP)), "'I;16'", "to be scaled to 'L' or 'RGB'"),
     Case("a decompression bomb", too_large, "decompression bomb", "remove or replace"),
     Case("paths in place of images", forget(Dataset.from_dict({"image": ["a"], "label": [2]})), "as str", "replace"),
+    Case(
+        "retained images of another size",
+        lambda folder: UnlearningTrainer(
+            tiny_model(),
+            config(folder, method="finetune"),
+            images([2] * 12),
+            retain_dataset=images([0, 1], size=9),
+            processing_class=processor(),
+        ),
+        "9 x 9",
+        "do_resize=True",
+    ),
     Case("sizes that differ", unresized(pictures(GOOD, LARGE)), "9 x 9", "do_resize=True"),
     Case(
         "test images that differ in size", unresized(images([2] * 12), pictures(GOOD, LARGE)), "9 x 9", "do_resize=True"

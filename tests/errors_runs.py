@@ -1,6 +1,7 @@
 """Bad requests and runs: what to forget, where to write, and what goes wrong on the way."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from errors_case import (
@@ -17,11 +18,18 @@ from errors_case import (
     without,
     writing,
 )
-from tiny import NAMES, images, tiny_model, tiny_processor, trainer
+from errors_models import Headless
+from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
+from torch import nn
 
+from zspag_hf import FastClip, spectral_norms
+from zspag_hf.adapter import ModuleClassifier, ModuleConfig
 from zspag_hf.classifier import PixelClassifier
+from zspag_hf.jobs import Job
+from zspag_hf.jobs import run as run_job
 from zspag_hf.proxies import make_proxies
 
+RETRAIN = {"method": "retrain", "retain": images([0, 1, 3, 4], seed=9)}
 ENTRY = {"classes": [CAT], "date": "2026-01-01"}
 
 
@@ -53,6 +61,59 @@ def run_once(folder: Path):
     once = trainer(folder, model=model, optimizers=(torch.optim.SGD(model.parameters(), 0.01), None), **options)
     once.train()
     return once
+
+
+def theirs():
+    """A model whose class a repository brought along."""
+    model = tiny_model()
+    model.__class__ = type("Theirs", (type(model),), {"__module__": "transformers_modules.user.theirs"})
+    return model
+
+
+class Scale(nn.Module):
+    """A layer that does not say how its weight begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(5))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def unclear():
+    """A plain module with such a layer."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), Scale())
+    return ModuleClassifier(ModuleConfig(id2label=dict(enumerate(NAMES)), image_size=8), network).eval()
+
+
+def retaining(data, forget=None, **options):
+    """A feed: a trainer that is to read retained data."""
+    options = {"method": "finetune", "forget": forget} | options
+    return lambda folder: trainer(folder, retain=data, **options)
+
+
+def headless(method: str, **options):
+    """Makes a run whose model has no layer with one output a label, as far as it knows."""
+
+    def make(folder: Path):
+        run = trainer(folder, method=method, **options)
+        run.head = None
+        return run
+
+    return make
+
+
+def mapless(folder: Path):
+    """A run whose model has nothing but its head, as far as it knows."""
+    run = trainer(folder, method="mixunlearn", retain=images([0, 1, 3, 4] * 4, seed=9))
+    run.layers = {run.head: run.layers[run.head]}
+    return run
+
+
+def compared_without_retain(folder: Path):
+    job = Job(tiny_model(), tiny_processor(), images([2] * 12), images([0, 1, 2, 3, 4], seed=5))
+    return run_job(job, config(folder), {"fine-tuning": {"method": "finetune"}}, "quick")
 
 
 def into(place: str, **options):
@@ -130,6 +191,73 @@ TRAINING = [
         "adaptive=False",
     ),
     Case("another model's optimizer", of_another_model, "SGD", "model.parameters()"),
+    Case("likeness of classes without a head", lambda run: run.train(), "5 labels", "tilt='none'", headless("trw")),
+    Case(
+        "rows of a head that is not there",
+        lambda run: run.train(),
+        "5 labels",
+        "another method",
+        headless("fisher", retain=images([0, 1, 3, 4], seed=9)),
+    ),
+    Case("masks without a map", lambda run: run.train(), "'mixunlearn'", "method='mixup_unlearn'", mapless),
+    Case(
+        "a shape of no layer",
+        lambda _: spectral_norms(nn.Sequential(nn.Linear(2, 2)), {"head": (1, 2)}),
+        "'head'",
+        "give shapes of 0",
+    ),
+    Case(
+        "clipping of sharded weights",
+        lambda _: FastClip().on_train_begin(SimpleNamespace(fsdp=["full_shard"], deepspeed=None), None, None),
+        "which fsdp shards",
+        "leave fsdp out",
+    ),
+    Case("a comparison that retained data are missing for", compared_without_retain, "'fine-tuning'", "leave it out"),
+    Case(
+        "no head to add a row to",
+        training(model=Headless(tiny_model().config).eval(), method="boundary_expand"),
+        "its 5 labels",
+        "boundary_shrink",
+    ),
+    Case(
+        "nothing but the forgotten class",
+        training(model=constant(50.0), method="gkt"),
+        "of 100 batches",
+        "raise per_device_train_batch_size",
+        works=True,
+    ),
+    Case(
+        "a transfer that is not finite",
+        training(method="gkt", learning_rate=1e30, max_steps=3),
+        "1e+30",
+        "lower learning_rate",
+        works=True,
+    ),
+    Case(
+        "weights of a repository's own code",
+        training(model=theirs(), **RETRAIN),
+        "Theirs",
+        "a model that transformers knows",
+    ),
+    Case(
+        "a layer that cannot begin anew",
+        training(model=unclear(), **RETRAIN),
+        "'2' (Scale)",
+        "method called reset_parameters",
+    ),
+    Case("forgotten classes among the retained", retaining(images([0, 1, 2])), "1 images of forgotten", "Leave them"),
+    Case(
+        "images to forget among the retained",
+        retaining(images([0, 1, 2, 3], seed=4), images([0, 1], seed=4), forget_classes=None),
+        "2 of the images to forget",
+        "leave them out",
+    ),
+    Case(
+        "nothing to damp",
+        training(model=constant(50.0), method="ssd", retain=images([0, 1, 3, 4], seed=9), with_retain=True),
+        "10 times",
+        "another method",
+    ),
     Case("a second run", lambda run: run.train(), "SGD has been used", "new trainer", run_once, works=True),
     Case("nothing to resume", lambda run: run.train(True), "resume_from_checkpoint=True", "output_dir", untrained),
     Case("a checkpoint elsewhere", lambda run: run.train("gone"), "'gone'", "save_strategy='epoch'", fixed),

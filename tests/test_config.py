@@ -52,7 +52,7 @@ def test_what_is_given_is_kept():
     "options, message",
     [
         ({"attack": "fgms"}, "attack='fgms' is not one of 'pgd'"),
-        ({"method": "salun"}, "method='salun'"),
+        ({"method": "forgetful"}, "method='forgetful'"),
         ({"variant": "fast"}, "variant='fast'"),
         ({"constraint": "firm"}, "constraint='firm'"),
         ({"scope": "tail"}, "scope='tail'"),

@@ -328,7 +328,8 @@ class TestTraining:
         run = make(tmp_path, "steered")
         run.train()
         rates = [round(entry["learning_rate"], 3) for entry in run.report.curve]
-        assert not run.report.curve[1]["kept"] and rates[1:3] == [0.6, 0.15] and max(rates[2:]) == 0.3 == rates[-1]
+        assert [entry["kept"] for entry in run.report.curve[:4]] == [True, False, False, True]
+        assert rates[1:4] == [0.6, 0.3, 0.15] and max(rates[3:]) == 0.3 == rates[-1]
 
     def test_a_checkpoint_of_another_run_is_left_alone(self, tmp_path, whole):
         options = {"save_strategy": "steps", "save_steps": 10}

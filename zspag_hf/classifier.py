@@ -16,13 +16,13 @@ from .hub_errors import first_line
 from .processes import my_batches, summed
 
 BATCH = 64  # images of a forward pass
-GRADIENT_BATCH = 32  # of one that keeps more than the last layer's outputs
+GRADIENT_BATCH = 16  # of 224 pixels, of a pass that keeps every layer's: half of what a training step holds by default
 
 
 def gradient_batch(pixels: Tensor) -> int:
-    """Images that are differentiated at once: ``GRADIENT_BATCH`` of 224 pixels, up to four times as many smaller ones.
+    """Images that are differentiated at once: ``GRADIENT_BATCH`` of 224 pixels, up to eight times as many smaller ones.
     It does not depend on the number of processes, nor on what else runs."""
-    return max(GRADIENT_BATCH, min(4 * GRADIENT_BATCH, GRADIENT_BATCH * 224**2 // pixels[0, 0].numel()))
+    return max(GRADIENT_BATCH, min(8 * GRADIENT_BATCH, GRADIENT_BATCH * 224**2 // pixels[0, 0].numel()))
 
 
 class PixelClassifier(nn.Module):

@@ -19,7 +19,7 @@ VARIANTS = ("adaptive", "paper")
 FEW_LABELS = 10  # what settings are for until the model is known
 CONSTRAINTS = ("soft", "hard", "none")
 SCOPES = ("auto", "all", "head")
-MERGES = ("gram", "literal")
+MERGES = ("gram", "literal", "random")
 
 # The paper's literal form: what it states, and METHODS' choice where it is silent. Applied to options left unset.
 PAPER = {
@@ -130,7 +130,10 @@ class UnlearningConfig(TrainingArguments):
         },
     )
     subspace_merge: str | None = field(
-        default=None, metadata={"help": "gram: one Gram matrix a layer; literal: eq. 3-4 by stacked SVDs (hard form)."}
+        default=None,
+        metadata={
+            "help": "gram: one Gram matrix a layer; hard form alone: literal, eq. 3-4 by stacked SVDs, or random."
+        },
     )
     scope: str = field(
         default="auto",
@@ -154,7 +157,9 @@ class UnlearningConfig(TrainingArguments):
     prior: str = field(
         default="renormalised", metadata={"help": "renormalised original softmax, its second_best class, or uniform."}
     )
-    tilt: str = field(default="influence", metadata={"help": "influence, or none for the prior alone."})
+    tilt: str = field(
+        default="influence", metadata={"help": "influence; similarity of the head's rows; or none."}
+    )
     tilt_temperature: float = field(default=5.0, metadata={"help": "tau, in standard deviations of the influence."})
     influence_sign: str = field(
         default="eq10", metadata={"help": "eq10: labels of small influence gain, as printed; upweight: the opposite."}
@@ -230,7 +235,7 @@ class UnlearningConfig(TrainingArguments):
         if self.method != "zspag":
             preset |= {"constraint": "none"}
         if self.adaptive is False or fixed_constraint or self.method != "zspag" or self.num_train_epochs is not None:
-            preset |= {"adaptive": False} | method.settings(FEW_LABELS)
+            preset |= {"adaptive": False} | self.published(FEW_LABELS)
         preset |= {"with_retain": method.needs_retain}
         preset |= {name: value for name, value in (("optim", "sgd"), ("weight_decay", 0.0)) if name not in preset}
         for name, value in preset.items():
@@ -257,9 +262,15 @@ class UnlearningConfig(TrainingArguments):
     def complete(self, num_labels: int) -> None:
         """The method's published options for so many labels, where they are not given."""
         if self.method != "zspag":
-            for name, value in METHODS[self.method].settings(num_labels).items():
+            for name, value in self.published(num_labels).items():
                 if self._given[name] is None:
                     setattr(self, name, value)
+
+    def published(self, num_labels: int) -> dict:
+        """The method's settings for so many labels, in the form that is asked for."""
+        method = METHODS[self.method]
+        retained = method.needs_retain if self.with_retain is None else self.with_retain
+        return method.retained_settings(num_labels) if retained else method.settings(num_labels)
 
     @property
     def hub(self) -> HubOptions:
@@ -297,10 +308,11 @@ class UnlearningConfig(TrainingArguments):
         self.check_adaptive()
         self.check_method()
         self.check_exact()
-        if self.subspace_merge == "literal" and self.constraint == "soft":
+        useless = {"literal": ("soft",), "random": ("soft", "none")}  # the paper's preset may meet "none"
+        if self.constraint in useless.get(self.subspace_merge, ()):
             raise UnlearningError(
-                "subspace_merge='literal' (eq. 3-4) yields bases, not the spectrum that constraint='soft' damps by: use"
-                " constraint='hard'."
+                f"subspace_merge={self.subspace_merge!r} yields bases, and constraint={self.constraint!r} is made of"
+                " none: use constraint='hard'."
             )
         if self.remove_unused_columns:
             raise UnlearningError(

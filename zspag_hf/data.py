@@ -210,6 +210,7 @@ class RetainSet:
 def read_retain_set(
     dataset: EvalDataset,
     forget_ids: Sequence[int],
+    forget: Tensor,
     *,
     most: int | None = None,
     seed: int = 0,
@@ -217,8 +218,11 @@ def read_retain_set(
 ) -> RetainSet:
     """Decode the retained images that a method trains on, ``most`` of them drawn at random.
 
+    Args:
+        forget: ``(F, channels, H, W)`` the images to forget.
+
     Raises:
-        UnlearningError: images of classes that are or were forgotten.
+        UnlearningError: images of classes that are or were forgotten, images to forget, or images of another size.
     """
     gone = torch.isin(dataset.labels, torch.tensor(list(forget_ids), dtype=torch.long))
     if gone.any():
@@ -229,9 +233,19 @@ def read_retain_set(
     rows = torch.arange(len(dataset))
     if most is not None and most < len(rows):
         rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    pixels = []
+    pixels, gone = [], {image.numpy().tobytes() for image in forget}
     for part in tqdm(rows.split(READ_AT_ONCE), desc="Retain set", disable=disable_progress):
         pixels += [item["pixels"] for item in dataset.__getitems__(part.tolist())]
+        if pixels[-1].shape != forget.shape[1:]:
+            raise UnlearningError(
+                f"images of retain_dataset become {size_of(pixels[-1])} pixels, and not {size_of(forget)} like those to"
+                " forget: give a processing_class that brings all to one size (do_resize=True)."
+            )
+    both = sum(image.numpy().tobytes() in gone for image in pixels)
+    if both:
+        raise UnlearningError(
+            f"retain_dataset holds {both} of the images to forget, and would teach them again: leave them out."
+        )
     return RetainSet(torch.stack(pixels), dataset.labels[rows])
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .classifier import GRADIENT_BATCH, PixelClassifier, to_unit
+from .classifier import PixelClassifier, to_unit
 from .errors import UnlearningError
 from .layers import Layer
 from .processes import my_batches, summed
 
 FRAME_WIDTH = 1024  # columns of a frame: more than the rank of any stack of 1,000 proxies with one row an image
 GIGABYTE = 1e9
+BATCH = 32  # images of a forward pass in which inputs of layers are turned into rows of float64
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def collect_grams(
     pixels: Tensor,
     labels: Tensor,
     layers: dict[str, Layer],
-    batch_size: int = GRADIENT_BATCH,
+    batch_size: int = BATCH,
     disable_progress: bool = True,
     max_memory_gb: float = float("inf"),
 ) -> dict[str, Tensor]:
@@ -206,7 +207,7 @@ def find_frames(
     layers: dict[str, Layer],
     names: list[str],
     seed: int = 0,
-    batch_size: int = GRADIENT_BATCH,
+    batch_size: int = BATCH,
     disable_progress: bool = True,
 ) -> dict[str, Frame]:
     """For wide layers a subspace that holds nearly all rows: the randomised range finder (Halko, Martinsson and Tropp
@@ -251,7 +252,7 @@ def energy_missed(
     pixels: Tensor,
     layers: dict[str, Layer],
     columns: dict[str, Tensor],
-    batch_size: int = GRADIENT_BATCH,
+    batch_size: int = BATCH,
     disable_progress: bool = True,
 ) -> dict[str, float]:
     """Share of the rows' energy outside of the span of some columns ``(groups, d_in, k)``, in [0, 1], by layer."""

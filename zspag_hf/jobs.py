@@ -34,6 +34,7 @@ FEW = {
 ALL = {
     "random labels": {"method": "random_labels", **FREE},
     "random, projected": {"method": "random_labels", **PROJECTED},
+    "random subspace": {"method": "random_labels", **PROJECTED, "subspace_merge": "random"},
     "second-best labels": {"prior": "second_best", "tilt": "none", **FREE},
     "second-best, proj.": {"prior": "second_best", "tilt": "none", **PROJECTED},
     "renormalised": {"tilt": "none", **FREE},

@@ -70,7 +70,8 @@ def changed_options(report: UnlearningReport) -> dict:
         usual |= {"max_steps": 1000} | {name: config.get(name) for name in chosen_options(report.choice)}
     elif not paper:
         soft = config.get("constraint") == usual["constraint"] == "soft"
-        usual |= method.settings(FEW_LABELS)  # how many there are is not in the report
+        settings = method.retained_settings if config.get("with_retain") else method.settings
+        usual |= settings(FEW_LABELS)  # how many there are is not in the report
         usual["adaptive"] = soft and config.get("num_train_epochs") == usual["num_train_epochs"]  # else implied
         usual["energy_threshold"] = 0.99 if config.get("constraint") == "hard" else 0.999
     return {name: config[name] for name in REPEATED if name in config and config[name] != usual[name]}

@@ -180,6 +180,7 @@ class UnlearningTrainer(StagedTrainer):
         return read_retain_set(
             self.labelled(self.retain_dataset, "retain_dataset"),
             self.forget_ids,
+            self.forget.images,
             most=args.max_retain_samples,
             seed=args.seed,
             disable_progress=self.quiet,
@@ -248,6 +249,8 @@ class UnlearningTrainer(StagedTrainer):
         """
         resume = True if str(resume_from_checkpoint).lower() == "true" else resume_from_checkpoint or False
         check_checkpoint(resume)
+        if not self.own_optimizer:
+            check_unused(self.optimizer)
         try:
             with heartbeat():
                 return self.run_stages(resume, trial, ignore_keys_for_eval)
@@ -260,8 +263,6 @@ class UnlearningTrainer(StagedTrainer):
     def run_stages(self, resume: bool | str, trial, ignore_keys_for_eval) -> TrainOutput:
         """What stands in ``method.prepare``, then the steps; finished stages are taken from the cache on ``resume``."""
         start = time.perf_counter()
-        if not self.own_optimizer:
-            check_unused(self.optimizer)
         self.timings.clear()
         if resume:
             self.rewind()

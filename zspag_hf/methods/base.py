@@ -74,6 +74,11 @@ class Method:
         method's docstring."""
         return {"learning_rate": 0.01, "num_train_epochs": 10}
 
+    @classmethod
+    def retained_settings(cls, num_labels: int) -> dict:
+        """The same for the form with retained data."""
+        return cls.settings(num_labels)
+
     def prepare(self, trainer) -> Plan:
         raise NotImplementedError
 

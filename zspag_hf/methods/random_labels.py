@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..pseudo_labels import retained_mask
 from .base import Method, Plan
 
 
-class RandomLabels(Method):
-    """Cross-entropy to a retained label drawn uniformly for each forget image, once; every layer weight trains.
+def random_labels(labels: Tensor, keep: Tensor, seed: int) -> Tensor:
+    """For each label ``(N,)`` another one, drawn uniformly from the ids ``keep`` without the label itself."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(keep), labels.shape, generator=generator)
+    onward = torch.randint(1, len(keep), labels.shape, generator=generator)  # a label's own id goes on to any other
+    return keep[torch.where(keep[drawn] == labels, (drawn + onward) % len(keep), drawn)]
 
-    The paper gives no settings; published code redraws the labels each batch. Drawn once here, so that the run has a
-    target to converge to. Combine with ``constraint="hard"`` or ``"soft"`` for table 5's "Estimate Subspace + RL".
+
+class RandomLabels(Method):
+    """Cross-entropy to a label drawn uniformly for each forget image, once, from the classes that stay, never its own;
+    with retained images, cross-entropy to theirs too, all shuffled together. Every layer weight trains.
+
+    The paper gives no settings; published code redraws the labels each batch, and some of it may draw the true one.
+    Drawn once here, so that the run has a target to converge to. Combine with ``constraint="hard"`` or ``"soft"`` for
+    table 5's "Estimate Subspace + RL".
     """
 
-    description = "Random labels: fine-tuning on the forget images, each with a retained label drawn at random."
+    description = (
+        "Random labels ([arXiv 2108.11577](https://arxiv.org/abs/2108.11577)): fine-tuning on the forget images, each"
+        " with another label that stays, drawn at random, beside retained images where they are given."
+    )
+    forgets = ("classes", "images")
+    takes_retain = True
 
     def prepare(self, trainer) -> Plan:
-        forget = trainer.forget
-        keep = retained_mask(trainer.classifier.num_labels, trainer.forget_ids).nonzero().squeeze(1)
-        generator = torch.Generator().manual_seed(trainer.args.seed)
-        drawn = keep[torch.randint(len(keep), (len(forget),), generator=generator)]
-        targets = torch.nn.functional.one_hot(drawn, trainer.classifier.num_labels).float()
-        return Plan(forget.pixels, targets, list(trainer.layers))
+        forget, retain, count = trainer.forget, trainer.retain, trainer.classifier.num_labels
+        keep = retained_mask(count, trainer.forget_ids).nonzero().squeeze(1)
+        pixels, labels = forget.pixels, random_labels(forget.labels, keep, trainer.args.seed)
+        if retain is not None:
+            pixels, labels = torch.cat([pixels, retain.pixels]), torch.cat([labels, retain.labels])
+        return Plan(pixels, F.one_hot(labels, count).float(), list(trainer.layers))

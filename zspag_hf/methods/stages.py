@@ -9,21 +9,23 @@ from torch import Tensor
 
 from ..attacks import ATTACKS, Attack
 from ..constraint import HardConstraint, SoftConstraint
+from ..errors import UnlearningError
 from ..grams import Frame, collect_grams, energy_missed, find_frames, framed, too_wide
 from ..labels import distinct
 from ..proxies import ProxySet, make_proxies
-from ..subspaces import LayerGrams, Spectrum, free_energy, literal_bases
+from ..subspaces import Basis, LayerGrams, Spectrum, free_energy, literal_bases, random_bases
 
 REPORTED_IMAGES = 256
 
 
 @dataclass
 class Subspaces:
-    """Proxy Gram matrices with their spectrum, or literal bases (eq. 3-4)."""
+    """Proxy Gram matrices with their spectrum, and the bases that stand in for its own: literal (eq. 3-4), random, or
+    None."""
 
     grams: LayerGrams
     spectrum: Spectrum
-    literal: dict | None
+    bases: dict[str, Basis] | None
 
 
 def attack_from(args) -> Attack:
@@ -86,10 +88,12 @@ def gather_subspaces(trainer, proxies: ProxySet) -> Subspaces:
     grams.tensors = trainer.cache.on_disk("subspaces", grams.tensors)  # large, and read a layer at a time
     with trainer.stage("subspaces"):
         spectrum = Spectrum(grams, classifier.device, grams.owner)
-        literal = None
+        bases, threshold = None, args.energy_threshold
         if args.subspace_merge == "literal" and args.constraint == "hard":
-            literal = literal_bases(classifier, proxies.pixels, proxies.labels, trainer.layers, args.energy_threshold)
-    return Subspaces(grams, spectrum, literal)
+            bases = literal_bases(classifier, proxies.pixels, proxies.labels, trainer.layers, threshold)
+        if args.subspace_merge == "random":
+            bases = random_bases(spectrum.bases(threshold), args.seed)
+    return Subspaces(grams, spectrum, bases)
 
 
 def confine(trainer, plan) -> None:
@@ -111,7 +115,23 @@ def build_constraint(trainer, subspaces: Subspaces, threshold: float) -> HardCon
         return None
     if trainer.args.constraint == "soft":
         return SoftConstraint(trainer.layers, subspaces.spectrum.dampings(threshold))
-    return HardConstraint(trainer.layers, subspaces.literal or subspaces.spectrum.bases(threshold))
+    return HardConstraint(trainer.layers, subspaces.bases or subspaces.spectrum.bases(threshold))
+
+
+def head_weight(trainer) -> Tensor:
+    """The head's rows, ``(C, d_in)``, one a class.
+
+    Raises:
+        UnlearningError: the model has no head.
+    """
+    if trainer.head is None:
+        raise UnlearningError(
+            f"no layer of the model has one output for each of its {trainer.classifier.num_labels} labels, and its rows"
+            " are what classes are compared by: give tilt='none' in place of tilt='similarity', or another method than"
+            " method='trw'."
+        )
+    layer = trainer.layers[trainer.head]
+    return layer.matrix(layer.weight.detach()).flatten(0, 1)
 
 
 def proxy_facts(proxies: ProxySet, names: list[str]) -> dict:
@@ -141,17 +161,17 @@ def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor
         outside = energy_missed(trainer.classifier, some, trainer.layers, columns) if columns else {}
         facts = []
         for name, layer in trainer.layers.items():
-            literal = subspaces.literal[name] if subspaces.literal else None
+            given = subspaces.bases[name] if subspaces.bases else None
             if isinstance(constraint, SoftConstraint):
                 free = constraint.dampings[name].double().cpu()
             else:
-                vectors = (literal or subspaces.spectrum.basis(name, threshold)).vectors
+                vectors = (given or subspaces.spectrum.basis(name, threshold)).vectors
                 free = torch.stack([torch.eye(layer.width, dtype=torch.float64) - v @ v.T for v in vectors])
             missed = outside.get(name, 0.0)  # nothing is damped there
             record = {
                 "name": name,
                 "d_in": layer.d_in,
-                "rank": literal.rank if literal else subspaces.spectrum.rank(name, threshold),
+                "rank": given.rank if given else subspaces.spectrum.rank(name, threshold),
                 "free_forget_energy": missed + (1 - missed) * free_energy(forget[name], free),
             }
             frame = trainer.frames.get(name)

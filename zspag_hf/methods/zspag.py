@@ -18,9 +18,17 @@ from ..held_out import HeldOut
 from ..influence import inverse_hessian_product, label_influence, mean_gradient
 from ..processes import from_first
 from ..proxies import ProxySet
-from ..pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels
+from ..pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, tilted_reweighting
 from .base import Method, Plan
-from .stages import Subspaces, build_constraint, gather_proxies, gather_subspaces, layer_facts, proxy_facts
+from .stages import (
+    Subspaces,
+    build_constraint,
+    gather_proxies,
+    gather_subspaces,
+    head_weight,
+    layer_facts,
+    proxy_facts,
+)
 
 INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature are averaged over
 
@@ -42,6 +50,8 @@ class ZSPAG(Method):
 
     def prepare(self, trainer) -> Plan:
         args, forget = trainer.args, trainer.forget
+        if args.tilt == "similarity":
+            head_weight(trainer)  # a model without a head is refused before the attacks
         train, held = split(len(forget), args.holdout_share if args.adaptive else 0.0, args.seed)
         logits = trainer.classifier.predict_shared(forget.pixels)
         proxies = gather_proxies(
@@ -102,6 +112,10 @@ class ZSPAG(Method):
             influence = label_influence(classifier, forget.pixels, v, trainer.layers, disable_progress=trainer.quiet)
         if args.pseudo_label == "paper":
             return paper_pseudo_labels(influence, forget.labels, trainer.forget_ids, seed=args.seed)
+        if args.tilt == "similarity":
+            return tilted_reweighting(
+                logits, trainer.forget_ids, head_weight(trainer), trainer.request.class_ids, prior=args.prior
+            )
         return pseudo_labels(
             logits, trainer.forget_ids, influence, args.prior, args.tilt_temperature, args.influence_sign
         )
