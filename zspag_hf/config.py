@@ -157,9 +157,7 @@ class UnlearningConfig(TrainingArguments):
     prior: str = field(
         default="renormalised", metadata={"help": "renormalised original softmax, its second_best class, or uniform."}
     )
-    tilt: str = field(
-        default="influence", metadata={"help": "influence; similarity of the head's rows; or none."}
-    )
+    tilt: str = field(default="influence", metadata={"help": "influence; similarity of the head's rows; or none."})
     tilt_temperature: float = field(default=5.0, metadata={"help": "tau, in standard deviations of the influence."})
     influence_sign: str = field(
         default="eq10", metadata={"help": "eq10: labels of small influence gain, as printed; upweight: the opposite."}
