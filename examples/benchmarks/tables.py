@@ -36,6 +36,7 @@ from zspag_hf.evaluation import PixelDataset
 from zspag_hf.files import write_whole
 from zspag_hf.metrics.rows import true_log_probs
 
+GROUPS = ("zero-shot", "with retained data")
 FORGOTTEN, LOST = 0.02, 0.02  # acc_ut that counts as forgotten; accuracy that an image request may cost
 
 
@@ -56,8 +57,9 @@ BUDGETS = {
 class Runner:
     """Runs one bench, a cell at a time."""
 
-    def __init__(self, bench: Bench, budget: Budget, folder: Path):
+    def __init__(self, bench: Bench, budget: Budget, folder: Path, groups: list[str]):
         self.bench, self.budget, self.folder = bench, budget, folder / slug(bench.name)
+        self.groups = {name: rows for name, rows in bench.rows.items() if name in groups}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parts = cache(bench.parts)
 
@@ -132,7 +134,7 @@ class Runner:
 
     def run(self, seeds: list[int]) -> dict:
         """Every row at the rate chosen with the first seed, for all seeds, and the frontier that it was chosen from."""
-        rows = {name: options for group in self.bench.rows.values() for name, options in group.items()}
+        rows = {name: options for group in self.groups.values() for name, options in group.items()}
         before = self.original(seeds[0])
         found = {}
         for name, options in tqdm(rows.items(), desc=self.bench.name):
@@ -204,7 +206,7 @@ def spread(values: list[float | None]) -> str:
     return f"{statistics.mean(values):.3f}{deviation}"
 
 
-def class_table(bench: Bench, found: dict, reports: list[dict]) -> str:
+def class_table(groups: dict, found: dict, reports: list[dict]) -> str:
     columns = ("acc_rt", "acc_ut", "js_ut", "mia_entropy", "relearn")
     lines = ["| method | rate | " + " | ".join(columns) + " | seconds |", "|---" * (len(columns) + 3) + "|"]
 
@@ -213,7 +215,7 @@ def class_table(bench: Bench, found: dict, reports: list[dict]) -> str:
         return f"| {title} | {rate} | " + " | ".join(cells) + f" | {seconds} |"
 
     lines += [line(name, name, "", "") for name in ("original", "masked", "retrained") if reports[0].get(name)]
-    for group, rows in bench.rows.items():
+    for group, rows in groups.items():
         lines.append(f"| *{group}* |" + " |" * (len(columns) + 2))
         for name in rows:
             row = found["rows"][name]
@@ -222,12 +224,12 @@ def class_table(bench: Bench, found: dict, reports: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def image_table(bench: Bench, found: dict) -> str:
+def image_table(groups: dict, found: dict) -> str:
     columns = ("ua", "ta", "auc")
     lines = ["| method | rate | UA | TA | membership AUC | seconds |", "|---" * 6 + "|"]
     before = found["before"]["test"]
     lines.append("| original | | " + " | ".join(f"{before[key]:.3f}" for key in columns) + " | |")
-    for group, rows in bench.rows.items():
+    for group, rows in groups.items():
         lines.append(f"| *{group}* | | | | | |")
         for name in rows:
             row = found["rows"][name]
@@ -252,19 +254,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", default=["digits"])
     parser.add_argument("--places", type=Path, help="JSON file: bench -> where its data and models are")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--budget", choices=BUDGETS, default="cores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/tables"))
     arguments = parser.parse_args()
     for bench in load_benches(arguments.benches, read_places(arguments.places), arguments.output_dir):
-        runner = Runner(bench, BUDGETS[arguments.budget], arguments.output_dir)
+        runner = Runner(bench, BUDGETS[arguments.budget], arguments.output_dir, arguments.groups)
         found = runner.run(arguments.seeds)
         text = f"# {bench.name}\n\n"
         if bench.classes is None:
-            text += image_table(bench, found)
+            text += image_table(runner.groups, found)
         else:
             reports = [runner.evaluated(found, seed, place) for place, seed in enumerate(arguments.seeds)]
-            text += class_table(bench, found, reports)
+            text += class_table(runner.groups, found, reports)
         facts = machine()
         text += f"\n\n{facts['cpu']}, {facts['cores']} cores; seeds {arguments.seeds}; budget {arguments.budget}."
         text += f"\n\n## Rates\n\n{frontiers(found)}\n"

@@ -13,6 +13,8 @@ from ..batches import KeptProxies
 from ..classifier import exact_batch_norms, to_unit
 from ..constraint import HardConstraint, SoftConstraint
 
+PAIRED = ("proxy_pixels", "proxy_targets")
+
 
 @dataclass
 class Plan:
@@ -83,8 +85,14 @@ class Method:
         raise NotImplementedError
 
     def parts(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The batch as parts whose losses are added up, each with a backward pass of its own."""
-        return [inputs]
+        """The batch as parts whose losses are added up, each with a backward pass of its own: the images and those
+        beside them, which one after the other take half the memory of both at once."""
+        if "proxy_pixels" not in inputs:
+            return [inputs]
+        return [
+            {name: value for name, value in inputs.items() if name not in PAIRED},
+            {name: inputs[name] for name in (*PAIRED, "weights")},
+        ]
 
     def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Soft cross-entropy between the model's outputs and the targets, weighted by row

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batches import KeptProxies
-from .base import Method, Plan
+from .base import PAIRED, Method, Plan
 
 ALPHA = 0.95  # share of the retained images in the loss of NegGrad+
-PAIRED = ("proxy_pixels", "proxy_targets")
 
 
 class NegGrad(Method):
@@ -51,13 +50,6 @@ class NegGrad(Method):
         plan = Plan(retain.pixels, F.one_hot(retain.labels, count).float(), None)
         plan.proxies = KeptProxies(forget.pixels, targets, forget.labels)
         return plan
-
-    def parts(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Retained and forget images one after the other: half the memory of both at once."""
-        if "proxy_pixels" not in inputs:
-            return [inputs]
-        retained = {name: value for name, value in inputs.items() if name not in PAIRED}
-        return [retained, {name: inputs[name] for name in (*PAIRED, "weights")}]
 
     def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if trainer.retain is None:

@@ -181,16 +181,6 @@ class ZSPAG(Method):
         plan.callbacks.append(control)
         plan.facts |= {"probe": chosen["probe"], "control": control}
 
-    def parts(self, inputs):
-        """Forget images and proxies one after the other: half the memory of both at once."""
-        paired = ("proxy_pixels", "proxy_targets")
-        if "proxy_pixels" not in inputs:
-            return [inputs]
-        return [
-            {name: value for name, value in inputs.items() if name not in paired},
-            {name: inputs[name] for name in (*paired, "weights")},
-        ]
-
     def compute_loss(self, trainer, model, inputs):
         """Soft cross-entropy on the forget images; in an adaptive run two terms more, on proxies that stay (weight
         ``proxy_weight``) and on features that become theirs (weight ``feature_weight``)."""
