@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, load_dataset
-from digits import digits_dataset, digits_model, train_classifier
-from models import quiet_config
+from models import digits_dataset, digits_model, quiet_config, train_classifier
 from transformers import PreTrainedModel
 
 from zspag_hf.jobs import without
