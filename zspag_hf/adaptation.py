@@ -24,6 +24,7 @@ from .constraint import SoftConstraint
 from .first_step import ROUND_STEPS
 from .held_out import HeldOut, Reading
 from .layers import Layer
+from .memory import trim_memory
 from .processes import from_first
 
 MAX_REJECTED = 6  # rounds rolled back before the deep layers are left alone
@@ -128,6 +129,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
     def close_round(self, args, state, control) -> None:
         """Keep the round or roll it back, and decide what comes next."""
         self.since = 0
+        trim_memory()  # a reading's batches are larger than what the steps have freed
         reading = self.read()
         keep = self.keeps(reading)
         self.record(state, reading, keep)

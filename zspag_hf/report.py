@@ -6,11 +6,8 @@ import json
 import math
 import os
 import platform
-import re
-import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 from .files import write_whole
 from .tables import score_table, summary_table
@@ -172,16 +169,3 @@ def finite(value):
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def peak_memory_mb() -> float | None:
-    """Peak resident memory of this process so far, in MB; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    if sys.platform == "linux":  # where a process's ru_maxrss begins with its parent's
-        told = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-        return int(told[1]) * 1024 / 1e6 if told else None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import platform
 import time
 from dataclasses import asdict
 
@@ -15,6 +13,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from .batches import SharedBatches
+from .memory import trim_memory
 from .processes import rank_and_size
 from .report import UnlearningReport
 from .saving import PublishingTrainer
@@ -109,13 +108,6 @@ class StagedTrainer(PublishingTrainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
         )
-
-
-def trim_memory() -> None:
-    """Give what a stage has freed back to the system. glibc keeps it, in pieces that the next stage's larger tensors do
-    not fit into: on a ViT-B/16 they came to as much as a training step needs."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class EpochCallback(TrainerCallback):

@@ -15,7 +15,8 @@ from ..classifier import PixelClassifier
 from ..data import labelled_dataset, read_forget_set
 from ..labels import check_dataset, class_names, model_labels, reconcile_labels
 from ..loading import HubOptions, resolve_model, source_of
-from ..report import UnlearningReport, peak_memory_mb, versions
+from ..memory import peak_memory_mb
+from ..report import UnlearningReport, versions
 from ..requests import resolve_request
 from .comparison import LEVELS, Comparison, load_other, load_others
 from .table import PixelDataset, Table

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..classifier import PixelClassifier
 from ..config import UnlearningConfig
 from ..load_data import hub_id
+from ..memory import peak_memory_mb
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
-from ..report import UnlearningReport, peak_memory_mb, versions
+from ..report import UnlearningReport, versions
 from ..requests import new_entry
 from ..subspaces import LayerGrams
 from .comparison import Comparison, drawn, load_other, load_others
