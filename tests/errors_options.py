@@ -53,6 +53,7 @@ TOGETHER = [
     option("'random_labels'", "leave it unset", adaptive=True, method="random_labels", constraint="soft"),
     option("attack_steps=5", "attack='pgd'", attack="fgsm", attack_steps=5),
     option("subspace_merge='literal'", "constraint='hard'", subspace_merge="literal"),
+    option("learning_rate=0.1", "Leave it unset", method="ssd", learning_rate=0.1),
     option("with_retain=True", "Leave it unset", method="boundary_shrink", with_retain=True),
     option("with_retain=False", "another method", method="finetune", with_retain=False),
     option("constraint='hard'", "Leave it unset", method="retrain", constraint="hard"),

@@ -258,6 +258,12 @@ TRAINING = [
         "10 times",
         "another method",
     ),
+    Case(
+        "clipping past the constraint",
+        run(callbacks=[FastClip()]),
+        "constraint='soft'",
+        "leave the callback out",
+    ),
     Case("a second run", lambda run: run.train(), "SGD has been used", "new trainer", run_once, works=True),
     Case("nothing to resume", lambda run: run.train(True), "resume_from_checkpoint=True", "output_dir", untrained),
     Case("a checkpoint elsewhere", lambda run: run.train("gone"), "'gone'", "save_strategy='epoch'", fixed),

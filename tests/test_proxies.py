@@ -1,6 +1,6 @@
 import pytest
 import torch
-from cases import linear_classifier
+from cases import linear_classifier, two_layer_classifier
 
 from zspag_hf.attacks import PGDL2, AttackResult, PGDLinf
 from zspag_hf.errors import UnlearningError
@@ -230,3 +230,15 @@ def test_uint8_and_float_images_make_the_same_proxies(vit):
     pixels = (vit.pixels(3) * 255).to(torch.uint8)
     made = [make_proxies(classifier, x, [0], PGDLinf(steps=5), per_class=2) for x in (pixels, pixels.float() / 255)]
     assert torch.equal(made[0].pixels, made[1].pixels) and made[0].pixels.dtype == torch.float32
+
+
+def test_where_classes_stay_no_image_is_a_proxy_of_its_own_class():
+    """Else it would be its own proxy, unchanged, and the constraint would keep what is to be forgotten."""
+    classifier = two_layer_classifier(width=6, num_labels=4)
+    pixels = torch.rand(12, 1, 2, 2)
+    own = classifier.predict(pixels).argmax(1)
+    for policy in ("quota", "second"):
+        found = make_proxies(classifier, pixels, [], PGDLinf(eps=0.5), policy=policy, per_class=12, own=own)
+        same = (found.pixels[:, None] == pixels[None]).flatten(2).all(2)
+        assert not same.any(), policy
+        assert len(found) and (classifier.predict(found.pixels).argmax(1) == found.labels).all()

@@ -49,7 +49,15 @@ def config(tmp_path, **options):
 
 
 def trainer(
-    tmp_path, family="vit", forget=None, model=None, optimizers=(None, None), retain=None, test=None, **options
+    tmp_path,
+    family="vit",
+    forget=None,
+    model=None,
+    optimizers=(None, None),
+    retain=None,
+    test=None,
+    callbacks=None,
+    **options,
 ):
     return UnlearningTrainer(
         tiny_model(family) if model is None else model,
@@ -59,4 +67,5 @@ def trainer(
         retain_dataset=retain,
         processing_class=tiny_processor(),
         optimizers=optimizers,
+        callbacks=callbacks,
     )

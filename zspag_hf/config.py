@@ -260,8 +260,9 @@ class UnlearningConfig(TrainingArguments):
     def complete(self, num_labels: int) -> None:
         """The method's published options for so many labels, where they are not given."""
         if self.method != "zspag":
+            usual = self.published(FEW_LABELS)
             for name, value in self.published(num_labels).items():
-                if self._given[name] is None:
+                if self._given[name] is None and getattr(self, name) == usual[name]:  # else it was set afterwards
                     setattr(self, name, value)
 
     def published(self, num_labels: int) -> dict:
@@ -359,6 +360,12 @@ class UnlearningConfig(TrainingArguments):
             raise UnlearningError(
                 f"with_retain=False: method={self.method!r} cannot work without retained data. Leave it unset, or give"
                 " another method."
+            )
+        given = [name for name in ("learning_rate", "num_train_epochs") if self._given[name] is not None]
+        if given and not method.trains:
+            raise UnlearningError(
+                f"{given[0]}={self._given[given[0]]!r}: method={self.method!r} changes the weights at once, without"
+                " training. Leave it unset."
             )
         if self.constraint != "none" and not method.constrainable:
             raise UnlearningError(

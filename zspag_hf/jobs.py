@@ -44,7 +44,7 @@ ALL = {
     "ZS-PAG, last layer": {"scope": "head"},
 }
 BASELINES: dict[str, dict[str, dict]] = {
-    kind: {name: {"method": "zspag"} | options for name, options in rows.items()}
+    kind: {name: {"method": "zspag", "with_retain": None} | options for name, options in rows.items()}
     for kind, rows in (("none", {}), ("few", FEW), ("all", ALL))
 }
 

@@ -42,7 +42,7 @@ class ProxySet:
 
 
 def quota_pairs(
-    logits: Tensor, forget_ids: list[int], per_class: int, max_proxies: int
+    logits: Tensor, forget_ids: list[int], per_class: int, max_proxies: int, own: Tensor | None = None
 ) -> tuple[list[tuple[int, int]], int]:
     """Which image is attacked towards which class.
 
@@ -51,6 +51,9 @@ def quota_pairs(
     image may serve several classes. Where classes x quota exceeds ``max_proxies`` the quota shrinks, at last to one
     proxy for each of the classes with the largest mean logit.
 
+    Args:
+        own: ``(N,)`` the images' classes, where these stay: an image is attacked towards others alone.
+
     Returns:
         ``(image index, class)`` pairs, and the quota per class that was granted.
     """
@@ -58,12 +61,14 @@ def quota_pairs(
     scores = logits.masked_fill(~keep, -torch.inf)
     classes = scores.mean(0).argsort(descending=True)[: min(int(keep.sum()), max_proxies)].tolist()
     quota = min(per_class, max(1, max_proxies // len(classes)), len(logits))
-    second = scores.argmax(1)  # eq. 2, over the retained classes
     bonus = 2 * (scores[:, keep].max() - scores[:, keep].min() + 1)
+    if own is not None:
+        scores[torch.arange(len(own)), own] = -torch.inf
+    second = scores.argmax(1)  # eq. 2, over the retained classes
     pairs = []
     for k in classes:
         order = (scores[:, k] + bonus * (second == k)).argsort(descending=True)
-        pairs += [(i, k) for i in order[:quota].tolist()]
+        pairs += [(i, k) for i in order[:quota].tolist() if scores[i, k] > -torch.inf]
     return pairs, quota
 
 
@@ -76,11 +81,13 @@ def attack_pairs(
     batch_size: int,
     seed: int,
     disable_progress: bool,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
     """One attack on every (image index, class) pair; processes share the batches.
 
     Args:
         accept: ``(C,)`` bool, the answers to take; None takes only the class aimed at.
+        own: ``(N,)`` answers that are never taken of the images, or None.
 
     Returns:
         Pixels and answers of what was taken, and the pairs that failed.
@@ -94,6 +101,8 @@ def attack_pairs(
         found[rows], answers[rows] = result.pixels, result.predicted
     found, answers = summed(found), summed(answers)
     take = answers == torch.tensor([k for _, k in pairs]) if accept is None else accept[answers]
+    if own is not None:
+        take &= answers != own[[i for i, _ in pairs]]
     return found[take], answers[take], [pair for pair, ok in zip(pairs, take.tolist(), strict=True) if not ok]
 
 
@@ -111,6 +120,7 @@ def make_proxies(
     seed: int = 0,
     disable_progress: bool = True,
     logits: Tensor | None = None,
+    own: Tensor | None = None,
 ) -> ProxySet:
     """Attack forget images into the retained classes.
 
@@ -119,6 +129,7 @@ def make_proxies(
         forget_ids: every forgotten class; none is ever a target, and a proxy that ends in one is dropped.
         policy: "quota", see :func:`quota_pairs`; "second", the literal eq. 2, one attack an image.
         logits: ``(N, C)`` of the images, where they are known.
+        own: ``(N,)`` the images' classes, where these stay: no image is a proxy of its own class, least of all itself.
         batch_size: images attacked at once; unset for :func:`zspag_hf.classifier.gradient_batch`.
         eps_doublings: images that did not cross are attacked again with twice the radius, this many times (quota only).
 
@@ -133,10 +144,13 @@ def make_proxies(
     if logits is None:
         logits = classifier.predict_shared(pixels)
     if policy == "second":
-        targets = logits.masked_fill(~keep, -torch.inf).argmax(1)  # eq. 2
+        scores = logits.masked_fill(~keep, -torch.inf)
+        if own is not None:
+            scores[torch.arange(len(own)), own] = -torch.inf
+        targets = scores.argmax(1)  # eq. 2
         pairs, quota, eps_doublings = list(enumerate(targets.tolist()))[:max_proxies], 0, 0
     else:
-        pairs, quota = quota_pairs(logits, forget_ids, per_class, max_proxies)
+        pairs, quota = quota_pairs(logits, forget_ids, per_class, max_proxies, own)
     at_once = gradient_batch(pixels) if batch_size is None else batch_size
     images, labels, pending = [], [], pairs
     for doubling in range(eps_doublings + 1):
@@ -145,7 +159,7 @@ def make_proxies(
         if not pending:
             break
         found, answers, pending = attack_pairs(
-            classifier, pixels, pending, stronger, accept, at_once, seed, disable_progress
+            classifier, pixels, pending, stronger, accept, at_once, seed, disable_progress, own
         )
         images.append(found)
         labels.append(answers)

@@ -118,7 +118,8 @@ class UnlearningReport:
     def chosen(self) -> str:
         """One paragraph on what an adaptive run chose, and from what."""
         if not self.choice:
-            return f"fixed run: {self.config.get('learning_rate')} learning rate."
+            rate = self.config.get("learning_rate")
+            return f"fixed run: {rate} learning rate." if rate else "closed form: no training steps."
         c = self.choice
         first, deep, last = c["forget_probability"]
         done = (first - deep) / (first - last) if first > last else 0.0

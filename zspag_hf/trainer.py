@@ -36,6 +36,7 @@ from .data import EvalDataset, labelled_dataset, read_forget_set, read_retain_se
 from .errors import UnlearningError
 from .evaluation import LEVELS, Table
 from .evaluation.trained import compare_trained, make_report, project
+from .fastclip import FastClip
 from .finite import check_weights, not_finite
 from .heartbeat import heartbeat
 from .labels import check_dataset, class_names, distinct, model_labels, reconcile_labels
@@ -45,7 +46,7 @@ from .methods import METHODS, Plan
 from .methods.stages import confine
 from .metrics import compute
 from .metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
-from .processes import summed
+from .processes import summed, tensors_from_first
 from .report import UnlearningReport
 from .requests import LEDGER, check_same_images, draw_nonce, resolve_request
 from .run_key import run_key
@@ -98,6 +99,11 @@ class UnlearningTrainer(StagedTrainer):
         self.method = METHODS[args.method]()
         if args.with_retain and retain_dataset is None:
             raise UnlearningError(f"the method {args.method!r} is to read retained data: pass retain_dataset.")
+        if args.constraint != "none" and any(isinstance(one, FastClip) for one in callbacks or ()):
+            raise UnlearningError(
+                f"FastClip changes weights past constraint={args.constraint!r}: give constraint='none', or leave the"
+                " callback out."
+            )
         if args.adaptive and optimizers != (None, None):
             given = " and ".join(type(one).__name__ for one in optimizers or () if one is not None)
             raise UnlearningError(
@@ -285,6 +291,9 @@ class UnlearningTrainer(StagedTrainer):
         if plan.pixels is not None:
             checkpoint = self.cache.last_checkpoint(self.args.output_dir) if resume is True else resume or None
             output = self.run_training(checkpoint, trial, ignore_keys_for_eval)
+        if plan.train_mode:  # each process has batch statistics of its own rows
+            for name, tensor in (tensors_from_first(dict(self.model.named_buffers())) or {}).items():
+                self.model.get_buffer(name).copy_(tensor)
         self.model.eval()
         check_weights(self.layers, self.state.global_step)
         self.timings["total"] = time.perf_counter() - start

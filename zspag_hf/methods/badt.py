@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..classifier import PixelClassifier
+from ..pseudo_labels import retained_mask
 from .base import Method, Plan
 from .retrain import renewed
 
@@ -48,13 +49,19 @@ class BadTeacher(Method):
         kept = forget.pixels[:0] if retain is None else retain.pixels[drawn(len(retain), trainer.args.seed)]
 
         def make():
-            taught = [bad_teacher(trainer).predict_shared(forget.pixels).softmax(1)]
+            earlier = sorted(set(trainer.forget_ids) - set(trainer.request.class_ids))
+            taught = [without(bad_teacher(trainer).predict_shared(forget.pixels), earlier)]
             if len(kept):
-                taught.append(trainer.classifier.predict_shared(kept).softmax(1))
+                taught.append(without(trainer.classifier.predict_shared(kept), trainer.forget_ids))
             return {"targets": torch.cat(taught)}, {}
 
         tensors, _ = trainer.finished("teachers", "pseudo_labels", make)
         return Plan(torch.cat([forget.pixels, kept]), tensors["targets"], None)
+
+
+def without(logits: Tensor, ids: list[int]) -> Tensor:
+    """Probabilities ``(N, C)`` over the other classes."""
+    return logits.masked_fill(~retained_mask(logits.shape[1], ids), -torch.inf).softmax(1)
 
 
 def drawn(count: int, seed: int) -> Tensor:

@@ -30,7 +30,8 @@ class Plan:
         retarget: epoch -> ``(N, C)``, targets that are drawn anew in each epoch, or None.
         edit: changes the weights at once, before the first step, or None.
         constraint: confines the steps, or None.
-        keepers: further objects with ``before_step`` and ``after_step``, run around every optimizer step.
+        keepers: further objects with ``before_step`` and ``after_step``, called with the optimizer around every step;
+            without one around ``edit``.
         proxies: images beside those to train on, one for each; or None.
         train_mode: the model trains in train mode (batch norm follows the data, dropout is on) and not, as unlearning
             does, in eval mode.
@@ -61,6 +62,7 @@ class Method:
         needs_retain: whether the method cannot work without retained data.
         takes_retain: whether it has a form with retained data, which ``with_retain`` asks for. A method that neither
             needs nor takes them, or is not asked to, never sees them.
+        trains: False for a method that changes weights at once.
         constrainable: whether ``constraint`` may confine it; not where weights begin anew.
     """
 
@@ -69,12 +71,13 @@ class Method:
     needs_retain = False
     takes_retain = False
     constrainable = True
+    trains = True
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
+    @classmethod
+    def settings(cls, num_labels: int) -> dict:
         """Published options by the number of labels, for options that are not given; their source stands in the
         method's docstring."""
-        return {"learning_rate": 0.01, "num_train_epochs": 10}
+        return {"learning_rate": 0.01, "num_train_epochs": 10} if cls.trains else {}
 
     @classmethod
     def retained_settings(cls, num_labels: int) -> dict:

@@ -55,7 +55,7 @@ def fisher_diagonal(
                 total[name] = total[name] + answer[k].exp() * gradient.square()
         return total
 
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    total = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for rows in tqdm(my_batches(len(pixels), batch_size), desc="Fisher information", disable=disable_progress):
         with math_attention():  # vmap knows no other kernel's derivative
             found = vmap(of_image, (None, 0))(weights, to_unit(pixels[rows], classifier.device))
@@ -111,6 +111,7 @@ class Fisher(Method):
         " less the retained data depend on it."
     )
     needs_retain = True
+    trains = False
 
     def prepare(self, trainer) -> Plan:
         classifier, head = trainer.classifier, trainer.head

@@ -70,6 +70,7 @@ class MixUnlearn(Method):
         kept = sharpened(classifier.predict_shared(retain.pixels).masked_fill(~keep, -torch.inf))
         gone = sharpened(classifier.predict_shared(forget.pixels))
         plan = Plan(retain.pixels, kept, None, proxies=KeptProxies(forget.pixels, gone, forget.labels))
+        self.step, self.within = -1, 0
         if self.generates:
             self.generator = Generator(trainer, forget.pixels, gone)
             plan.callbacks.append(self.generator)
@@ -80,6 +81,13 @@ class MixUnlearn(Method):
         kept, gone = ("pixels", "targets"), ("proxy_pixels", "proxy_targets")
         return [inputs, *({name: inputs[name] for name in (*names, "weights")} for names in (kept, gone))]
 
+    def place(self, trainer) -> int:
+        """Of a batch among those that are accumulated into one step, from 0."""
+        step = trainer.state.global_step
+        self.within = self.within + 1 if step == self.step else 0
+        self.step = step
+        return self.within
+
     def compute_loss(self, trainer, model, inputs):
         weights = inputs["weights"]
         if "proxy_pixels" not in inputs:  # L_real, its numerator
@@ -88,11 +96,11 @@ class MixUnlearn(Method):
         if "pixels" not in inputs:  # L_real, its denominator
             away = distance(self.logits(trainer, model, inputs["proxy_pixels"]), inputs["proxy_targets"])
             return -OMEGA * log_sum(away / TAU_REAL, weights)
-        draws = Draws(trainer, len(trainer.forget))
+        draws = Draws(trainer, len(trainer.forget), self.place(trainer))
         kept, gone = (to_unit(inputs[name], weights.device) for name in ("pixels", "proxy_pixels"))
         masks = draws.share
         if self.generates:
-            if torch.is_grad_enabled() and trainer.state.global_step % INTERVAL == 0:
+            if torch.is_grad_enabled() and trainer.state.global_step % INTERVAL == 0 and not self.within:
                 self.generator.step(kept, inputs["targets"], weights, draws)
             with torch.no_grad():
                 masks = self.generator.masks(gone, kept, draws.share)
@@ -121,9 +129,9 @@ class Draws:
         rows: ``(B,)`` indices of the images to forget in the generator's mixtures, B the global batch.
     """
 
-    def __init__(self, trainer, count: int):
+    def __init__(self, trainer, count: int, within: int = 0):
         args = trainer.args
-        rng = np.random.default_rng([args.seed, trainer.state.global_step])
+        rng = np.random.default_rng([args.seed, trainer.state.global_step, within])
         self.share, self.generator_share = rng.beta(ALPHA, ALPHA, 2).tolist()
         self.rows = torch.from_numpy(rng.integers(count, size=args.per_device_train_batch_size * args.world_size))
 

@@ -48,7 +48,7 @@ def saliency(classifier, pixels: Tensor, labels: Tensor, disable_progress: bool 
 
     The published code adds up means of batches, so that the images of a last, smaller batch count for more.
     """
-    total = {name: torch.zeros_like(p) for name, p in classifier.model.named_parameters()}
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in classifier.model.named_parameters()}
     for rows in tqdm(my_batches(len(pixels), gradient_batch(pixels)), desc="Saliency", disable=disable_progress):
         for name, gradient in loss_gradient(classifier, pixels[rows], labels[rows], len(pixels)).items():
             total[name] += gradient
@@ -71,7 +71,8 @@ def salient(magnitudes: dict[str, Tensor], share: float = SALIENT_SHARE) -> dict
 class SaliencyMask:
     """Around every optimizer step: entries off the mask stay as they were bit by bit, and gather no momentum.
 
-    A masked gradient alone does not keep them: weight decay, and momentum of it, would move them.
+    A masked gradient alone does not keep them: weight decay, and momentum of it, would move them. Under a constraint,
+    which has the last word, entries off the mask move with those that share their inputs.
 
     Args:
         parameters: by name. masks: the same names -> bool of the same shapes, True for what may move.

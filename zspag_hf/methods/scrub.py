@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..pseudo_labels import retained_mask
 from .base import Method, Plan
 
 GAMMA, ALPHA = 0.99, 0.001  # of cross-entropy and of divergence on retained images
@@ -64,7 +65,10 @@ class SCRUB(Method):
         def make():
             return {"logits": trainer.classifier.predict_shared(pixels)}, {}
 
-        teacher = (trainer.finished("teacher", "pseudo_labels", make)[0]["logits"] / TEMPERATURE).softmax(1)
+        logits = trainer.finished("teacher", "pseudo_labels", make)[0]["logits"]
+        gone = ~retained_mask(logits.shape[1], trainer.forget_ids)
+        logits[len(trainer.forget) :, gone] = -torch.inf  # what is kept on retained images is the rest
+        teacher = (logits / TEMPERATURE).softmax(1)
         hard = F.one_hot(labels, trainer.classifier.num_labels).float()
         targets = torch.cat([hard, teacher], 1)  # the loss parts them
         blocks = torch.tensor([FORGET, RETAIN]).repeat_interleave(torch.tensor([len(one) for one in sets]))

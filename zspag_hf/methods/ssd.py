@@ -10,11 +10,10 @@ from ..errors import UnlearningError
 from ..processes import my_batches, summed
 from .base import Method, Plan
 from .salun import loss_gradient
-from .stages import gather_proxies, proxy_facts
+from .stages import gather_all_proxies, proxy_facts
 
 ALPHA, LAMBDA = 10.0, 1.0  # the paper's for ResNet-18, and for ViT where single images are forgotten
 BATCH = 64  # images that a gradient is averaged over before it is squared: the published code's default
-OWN_LABEL = 100.0  # logits by which an image's own label is out of reach
 
 
 def batches(labels: Tensor, by_class: bool, seed: int) -> list[Tensor]:
@@ -37,7 +36,7 @@ def importance(
     Args:
         rows: of each batch, from :func:`batches`.
     """
-    total = {name: torch.zeros_like(p) for name, p in classifier.model.named_parameters()}
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in classifier.model.named_parameters()}
     for one in tqdm(my_batches(len(rows), 1), desc="Importance", disable=disable_progress):
         mine = rows[one.start]
         for name, gradient in loss_gradient(classifier, pixels[mine], labels[mine], len(mine)).items():
@@ -104,6 +103,7 @@ class SSD(Method):
     )
     forgets = ("classes", "images")
     takes_retain = True
+    trains = False
 
     def prepare(self, trainer) -> Plan:
         forget, plan = trainer.forget, Plan(None, None, None)
@@ -122,13 +122,10 @@ class SSD(Method):
 
     def data(self, trainer, plan: Plan) -> tuple[Tensor, Tensor]:
         """Images and labels that stand for D."""
-        args, forget, retain = trainer.args, trainer.forget, trainer.retain
+        retain = trainer.retain
         if retain is not None:
             return retain.pixels, retain.labels
-        logits = trainer.classifier.predict_shared(forget.pixels)
-        # where classes stay, an image is last in the row for its own: it would be its own proxy
-        logits[torch.arange(len(forget)), forget.labels] -= OWN_LABEL
-        proxies = gather_proxies(trainer, forget.pixels, args.proxies_per_class, args.max_proxies, logits=logits)
+        proxies = gather_all_proxies(trainer)
         plan.facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
         return proxies.pixels, proxies.labels
 

@@ -35,9 +35,16 @@ def attack_from(args) -> Attack:
 
 
 def gather_proxies(
-    trainer, pixels: Tensor, per_class: int, max_proxies: int, name: str = "proxies", logits: Tensor | None = None
+    trainer,
+    pixels: Tensor,
+    per_class: int,
+    max_proxies: int,
+    name: str = "proxies",
+    logits: Tensor | None = None,
+    own: Tensor | None = None,
 ) -> ProxySet:
-    """The stage ``name``: proxies of some forget images, whose logits may be known."""
+    """The stage ``name``: proxies of some forget images, whose logits may be known; ``own`` are their classes, where
+    these stay."""
     args = trainer.args
 
     def make():
@@ -52,6 +59,7 @@ def gather_proxies(
             seed=args.seed,
             disable_progress=trainer.quiet,
             logits=logits,
+            own=own,
         )
         facts = dict(vars(found))
         return {key: facts.pop(key) for key in ("pixels", "labels")}, facts
@@ -60,6 +68,13 @@ def gather_proxies(
     for key in ("per_class", "shortfall"):  # JSON knows no numbers as keys
         facts[key] = {int(k): n for k, n in facts[key].items()}
     return ProxySet(**tensors, **facts)
+
+
+def gather_all_proxies(trainer) -> ProxySet:
+    """The stage "proxies", of all forget images; of images whose classes stay none is a proxy of its own class."""
+    args, forget = trainer.args, trainer.forget
+    own = None if trainer.request.class_ids else forget.labels
+    return gather_proxies(trainer, forget.pixels, args.proxies_per_class, args.max_proxies, own=own)
 
 
 def gather_subspaces(trainer, proxies: ProxySet) -> Subspaces:
@@ -102,9 +117,12 @@ def confine(trainer, plan) -> None:
     args = trainer.args
     if plan.constraint is not None or args.constraint == "none":
         return
-    proxies = gather_proxies(trainer, trainer.forget.pixels, args.proxies_per_class, args.max_proxies)
+    proxies = gather_all_proxies(trainer)
     subspaces = gather_subspaces(trainer, proxies)
     plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
+    plan.facts.setdefault("proxies", proxy_facts(proxies, trainer.label_names_by_id))
+    plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, trainer.forget.pixels)
+    plan.facts["owner"] = subspaces.grams.owner
     names = list(trainer.layers)
     plan.trainable = names if plan.trainable is None else [name for name in plan.trainable if name in names]
 

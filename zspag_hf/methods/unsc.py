@@ -52,6 +52,8 @@ class UNSC(Method):
         logits = trainer.classifier.predict_shared(forget.pixels)
         targets = pseudo_labels(logits, trainer.forget_ids, None, "second_best").targets
         plan = Plan(forget.pixels, targets, list(trainer.layers))
+        if args.constraint == "none":
+            return plan
         subspaces = gather_subspaces(trainer, drawn_per_class(trainer.retain, IMAGES_PER_CLASS, args.seed))
         plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
         plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels)
