@@ -25,12 +25,12 @@ GROUPS = {
         *("method", "variant", "adaptive", "scope", "holdout_share", "attack", "attack_eps", "attack_steps"),
         *("proxy_policy", "proxies_per_class", "max_proxies", "constraint", "energy_threshold", "subspace_merge"),
         *("proxy_budget", "proxy_weight", "feature_weight", "pseudo_label", "prior", "tilt", "tilt_temperature"),
-        *("influence_sign", "influence_solver", "influence_damping"),
+        *("influence_sign", "influence_solver", "influence_damping", "with_retain", "max_retain_samples"),
     ),
     "training": (
-        *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "optim"),
+        *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "optim", "optim_args"),
         *("lr_scheduler_type", "max_grad_norm", "save_strategy", "logging_steps", "dataloader_pin_memory"),
-        "remove_unused_columns",
+        *("weight_decay", "remove_unused_columns"),
     ),
     "evaluation": (
         *("level", "retain_in_evaluation", "retrained_models", "baselines", "settings"),
