@@ -21,13 +21,16 @@ from errors_case import (
 from errors_models import Headless
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from zspag_hf import FastClip, spectral_norms
 from zspag_hf.adapter import ModuleClassifier, ModuleConfig
+from zspag_hf.checks import check_checkpoint
 from zspag_hf.classifier import PixelClassifier
 from zspag_hf.jobs import Job
 from zspag_hf.jobs import run as run_job
 from zspag_hf.proxies import make_proxies
+from zspag_hf.sharding import SHARDED, check_sharding, check_unsharded
 
 RETRAIN = {"method": "retrain", "retain": images([0, 1, 3, 4], seed=9)}
 ENTRY = {"classes": [CAT], "date": "2026-01-01"}
@@ -109,6 +112,21 @@ def mapless(folder: Path):
     run = trainer(folder, method="mixunlearn", retain=images([0, 1, 3, 4] * 4, seed=9))
     run.layers = {run.head: run.layers[run.head]}
     return run
+
+
+def saving_shards(_folder: Path):
+    """A run under FSDP2 that is to write checkpoints."""
+    plugin = SimpleNamespace(auto_wrap_policy=None, cpu_offload=None, cpu_ram_efficient_loading=False)
+    plugin.activation_checkpointing, plugin.ignored_modules = False, None
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), parallelism_config=None)
+    args = SimpleNamespace(method="zspag", save_strategy="epoch", bf16=False)
+    return check_sharding(accelerator, args, tiny_model(), None)
+
+
+def sharded_again(_folder: Path):
+    model = tiny_model()
+    SHARDED.add(model)
+    return check_unsharded(model)
 
 
 def compared_without_retain(folder: Path):
@@ -211,6 +229,19 @@ TRAINING = [
         lambda _: FastClip().on_train_begin(SimpleNamespace(fsdp=["full_shard"], deepspeed=None), None, None),
         "which fsdp shards",
         "leave fsdp out",
+    ),
+    Case(
+        "clipping under FSDP2",
+        lambda _: FastClip().on_train_begin(
+            SimpleNamespace(fsdp="", deepspeed=None), None, None, object.__new__(FSDPModule)
+        ),
+        "FSDP version 2 shards",
+        "multi_gpu.yaml",
+    ),
+    Case("checkpoints under FSDP2", saving_shards, "save_strategy='epoch'", "multi_gpu.yaml"),
+    Case("a model that FSDP2 trained", sharded_again, "ViTForImageClassification", "copy.deepcopy"),
+    Case(
+        "a checkpoint for FSDP2", lambda _: check_checkpoint("run/checkpoint-4", True), "run/checkpoint-4", "Give True"
     ),
     Case("a comparison that retained data are missing for", compared_without_retain, "'fine-tuning'", "leave it out"),
     Case(

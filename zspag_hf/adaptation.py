@@ -26,6 +26,7 @@ from .held_out import HeldOut, Reading
 from .layers import Layer
 from .memory import trim_memory
 from .processes import from_first
+from .sharding import whole
 
 MAX_REJECTED = 6  # rounds rolled back before the deep layers are left alone
 SLACK = 0.1  # share by which the divergence from the targets may grow in a round
@@ -49,6 +50,8 @@ class AdaptiveControl(TrainerCallback, ExportableState):
     progress. Within a round steps get smaller evenly, from almost twice its rate to almost nothing, so that what is
     read at its end is no matter of the last few batches.
     Phase "head": the head's rows of the forgotten classes are fitted (:func:`zspag_hf.head.fit_unseen_rows`).
+
+    Under FSDP2 all of this happens to the whole model, between steps (:func:`zspag_hf.sharding.whole`).
 
     Checkpoints are put off to the end of a round, when the weights are those that were kept last.
 
@@ -88,7 +91,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
         attributes = {name: getattr(self, name) for name in CHECKPOINTED}
         return {"args": {}, "attributes": attributes | {"kept": asdict(self.kept)}}
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(self, args, state, control, model=None, **_):
         if state.global_step:  # resumed
             saved = state.stateful_callbacks[type(self).__name__]["attributes"]
             for name in CHECKPOINTED:
@@ -98,18 +101,21 @@ class AdaptiveControl(TrainerCallback, ExportableState):
             self.kept = from_first(self.held_out.first)
             self.best = self.kept.target_js
             self.record(state, self.kept, True)
-        self.snapshot()
+        with whole(model):
+            self.snapshot()
 
     def on_step_begin(self, args, state, control, **_):
         self.constraint.step_scale = self.scale * (2 - (2 * self.since + 1) / ROUND_STEPS)
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args, state, control, model=None, **_):
         self.since += 1
         if not self.whole:
-            self.restore()
-            self.end(state, control)
+            with whole(model):
+                self.restore()
+                self.end(state, control)
         elif self.since >= ROUND_STEPS or state.global_step >= args.max_steps:
-            self.close_round(args, state, control)
+            with whole(model):
+                self.close_round(args, state, control)
         self.put_off_checkpoint(control)
 
     def on_epoch_end(self, args, state, control, **_):
@@ -120,11 +126,12 @@ class AdaptiveControl(TrainerCallback, ExportableState):
         control.should_save = wanted and not self.since and not control.should_training_stop
         self.save_due = wanted and not control.should_save
 
-    def on_train_end(self, args, state, control, **_):
-        if self.since:  # stopped by somebody else within a round: that round is judged too
-            self.close_round(args, state, control)
-        if self.phase == "whole":
-            self.end(state, control)
+    def on_train_end(self, args, state, control, model=None, **_):
+        with whole(model):
+            if self.since:  # stopped by somebody else within a round: that round is judged too
+                self.close_round(args, state, control)
+            if self.phase == "whole":
+                self.end(state, control)
 
     def close_round(self, args, state, control) -> None:
         """Keep the round or roll it back, and decide what comes next."""

@@ -160,13 +160,15 @@ def check_backend(accelerator) -> None:
     """Refuse what would make the constraint inexact.
 
     Raises:
-        UnlearningError: FSDP1 or DeepSpeed flatten or shard the weights that the constraint works on.
+        UnlearningError: FSDP1, DeepSpeed and others flatten or cut the rows that the constraint works on. FSDP2 has a
+            check of its own, :func:`zspag_hf.sharding.check_sharding`.
     """
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA", "TP"):
+        why = "version 1, FSDP1, flattens" if kind == "FSDP" else "it flattens or shards"
         raise UnlearningError(
-            f"the backend {kind} is not supported: it flattens or shards the weights that the constraint must see"
-            " whole. Launch with MULTI_GPU, MULTI_CPU or one process."
+            f"the backend {kind} is not supported: {why} the weights, whose rows the constraint must see whole. Launch"
+            " with MULTI_GPU, MULTI_CPU, FSDP with 'fsdp_version: 2', or one process."
         )
 
 
@@ -208,15 +210,21 @@ def check_writable(folder: str) -> None:
         raise UnlearningError(f"output_dir {folder!r} cannot be written to ({why}): give another folder.") from error
 
 
-def check_checkpoint(given: str | bool) -> None:
+def check_checkpoint(given: str | bool, sharded: bool = False) -> None:
     """Refuse a checkpoint that is not there, which Trainer would look for after the proxies were made.
 
     Args:
         given: a folder; True and False are no folder's name.
+        sharded: whether FSDP2 is to train, which goes on from finished stages alone.
 
     Raises:
-        UnlearningError: no such checkpoint.
+        UnlearningError: no such checkpoint, or one that cannot be gone on from.
     """
+    if isinstance(given, str) and sharded:
+        raise UnlearningError(
+            f"resume_from_checkpoint={given!r}: FSDP2 cannot go on from a checkpoint. Give True to go on after the last"
+            " finished stage, or launch with 'accelerate_configs/multi_gpu.yaml'."
+        )
     if isinstance(given, str) and not os.path.isfile(os.path.join(given, TRAINER_STATE_NAME)):
         raise UnlearningError(
             f"resume_from_checkpoint={given!r}: there is no checkpoint there. Give a folder that save_strategy='epoch'"

@@ -382,7 +382,7 @@ class UnlearningConfig(TrainingArguments):
             if getattr(self, name):
                 raise UnlearningError(
                     f"{name}={getattr(self, name)!r} shards the weights that the constraint must see whole: leave it"
-                    " out."
+                    " out. For FSDP version 2 launch with 'accelerate_configs/fsdp2.yaml'."
                 )
         if self.auto_find_batch_size:
             raise UnlearningError(

@@ -2,7 +2,8 @@
 
 Projecting the gradient is exact for plain SGD alone: momentum kept from before, AdamW's element-wise scaling and weight
 decay all leave the subspace (measured: 73 % of the displacement with SGD and momentum, 40 % with AdamW). So the weights
-are corrected after each step, by the optimizer's own hooks.
+are corrected after each step, by the optimizer's own hooks. Each row of a weight is corrected by itself, so under FSDP2
+(:mod:`zspag_hf.sharding`) every process corrects the rows that it holds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .layers import Layer
+from .sharding import group_rows, own_rows, pieces
 from .subspaces import Basis
 
 
@@ -48,11 +50,11 @@ class HardConstraint:
     @torch.no_grad()
     def after_step(self, *_):
         for layer, group, u, start, q in self.parts:
-            w = layer.matrix(layer.weight)[group]
+            w, mine = group_rows(layer, group)
             if q is None:
-                w -= (w @ u - start) @ u.T
+                w -= (w @ u - start[mine]) @ u.T
             else:
-                w.copy_(start + (w - start) @ q @ q.T)
+                w.copy_(start[mine] + (w - start[mine]) @ q @ q.T)
 
 
 class SoftConstraint:
@@ -85,24 +87,27 @@ class SoftConstraint:
     def before_step(self, *_):
         for name, layer in self.layers.items():
             if layer.weight.requires_grad:
-                self.before[name] = layer.weight.detach().clone()
+                self.before[name] = own_rows(layer.weight)[0].clone()
 
     @torch.no_grad()
     def after_step(self, *_):
         for name, before in self.before.items():
             layer = self.layers[name]
-            update = damped(layer, layer.matrix(layer.weight - before), self.dampings[name])
-            layer.weight.copy_(before)
-            layer.matrix(layer.weight).add_(update, alpha=self.step_scale)
+            rows, first = own_rows(layer.weight)
+            update = rows - before
+            rows.copy_(before)
+            for (w, groups), (part, _) in zip(pieces(layer, rows, first), pieces(layer, update, first), strict=True):
+                w.add_(damped(layer, part, self.dampings[name], groups), alpha=self.step_scale)
         self.before.clear()
 
 
-def damped(layer: Layer, update: Tensor, damping: Tensor) -> Tensor:
-    """``update @ damping``, ``(groups, out, d_in)``; outside of a layer's frame nothing is damped."""
-    damping = damping.to(update)
+def damped(layer: Layer, update: Tensor, damping: Tensor, groups: slice = slice(None)) -> Tensor:
+    """``update @ damping``, ``(groups, n, d_in)``, any rows of the named groups; outside of a layer's frame nothing is
+    damped."""
+    damping = damping[groups].to(update)
     if layer.frame is None:
         return update @ damping
-    frame = layer.frame.to(update)
+    frame = layer.frame[groups].to(update)
     inside = update @ frame
     return update - (inside - inside @ damping) @ frame.mT
 

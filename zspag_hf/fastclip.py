@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
@@ -107,6 +108,11 @@ class FastClip(TrainerCallback):
         for name in ("fsdp", "deepspeed"):
             if getattr(args, name):
                 raise UnlearningError(f"FastClip must see whole weights, which {name} shards: leave {name} out.")
+        if isinstance(model, FSDPModule):
+            raise UnlearningError(
+                "FastClip must see whole weights, which FSDP version 2 shards: launch with"
+                " 'accelerate_configs/multi_gpu.yaml'."
+            )
         self.layers, self.shapes, self.directions, self.hooks = affine_layers(model), {}, {}, []
 
     def on_step_begin(self, args, state, control, **_):

@@ -17,6 +17,7 @@ from .memory import trim_memory
 from .processes import rank_and_size
 from .report import UnlearningReport
 from .saving import PublishingTrainer
+from .sharding import sharded
 
 CHOSEN = ("learning_rate", "energy_threshold")  # options that an adaptive run fills in
 
@@ -26,12 +27,26 @@ class StagedTrainer(PublishingTrainer):
 
     Attributes:
         timings: stage -> seconds, also of an earlier process. asked: options as given that a run fills in.
-        projected: proxies' features, for the picture of a full evaluation, or None.
+        projected: proxies' features, for the picture of a full evaluation, or None. sharded: whether FSDP2 trains.
     """
 
     timings: dict[str, float]
     asked: dict
     projected: dict[str, Tensor] | None
+    sharded: bool
+
+    @contextlib.contextmanager
+    def shards(self):
+        """Under FSDP2: the block in which the model is sharded, and Trainer told so."""
+        if not self.sharded:
+            yield
+            return
+        with sharded(self.model, self.accelerator.state.fsdp_plugin.reshard_after_forward):
+            self.is_fsdp_enabled = True
+            try:
+                yield
+            finally:
+                self.is_fsdp_enabled = False
 
     @contextlib.contextmanager
     def stage(self, name: str):

@@ -50,6 +50,7 @@ from .processes import summed, tensors_from_first
 from .report import UnlearningReport
 from .requests import LEDGER, check_same_images, draw_nonce, resolve_request
 from .run_key import run_key
+from .sharding import check_sharding, check_unsharded, whole
 from .stage_cache import StageCache, StageError
 from .staged import CHOSEN, EpochCallback, StagedTrainer
 
@@ -145,7 +146,13 @@ class UnlearningTrainer(StagedTrainer):
                 compute_metrics=self.accuracy_metrics,
             )
         check_parallel(args.n_gpu)
-        check_backend(self.accelerator)
+        self.sharded = self.accelerator.is_fsdp2
+        if self.sharded:
+            check_sharding(self.accelerator, args, self.model, self.optimizer)
+            self.is_fsdp_enabled = False  # but in shards(): until then Trainer has to treat the model as any other
+            self.model.to(args.device)
+        else:
+            check_backend(self.accelerator)
         check_launch(self.accelerator)
         self.nonce = draw_nonce()
         self.loss_is_scaled_for_ga = False  # compute_loss returns the mean of its batch
@@ -254,7 +261,9 @@ class UnlearningTrainer(StagedTrainer):
             UnlearningError: nothing to resume, or a loss that is not finite.
         """
         resume = True if str(resume_from_checkpoint).lower() == "true" else resume_from_checkpoint or False
-        check_checkpoint(resume)
+        check_checkpoint(resume, self.sharded)
+        if self.sharded:
+            check_unsharded(self.model)
         if not self.own_optimizer:
             check_unused(self.optimizer)
         try:
@@ -289,7 +298,9 @@ class UnlearningTrainer(StagedTrainer):
             freeze_unconstrained(self.model, set(plan.trainable))
         output = TrainOutput(0, 0.0, {})
         if plan.pixels is not None:
-            checkpoint = self.cache.last_checkpoint(self.args.output_dir) if resume is True else resume or None
+            checkpoint = resume or None
+            if resume is True:  # FSDP2 writes no checkpoints, and reads none of another launch
+                checkpoint = None if self.sharded else self.cache.last_checkpoint(self.args.output_dir)
             output = self.run_training(checkpoint, trial, ignore_keys_for_eval)
         if plan.train_mode:  # each process has batch statistics of its own rows
             for name, tensor in (tensors_from_first(dict(self.model.named_buffers())) or {}).items():
@@ -323,7 +334,7 @@ class UnlearningTrainer(StagedTrainer):
         for callback in callbacks:
             self.add_callback(callback)
         try:
-            with self.stage("training"):
+            with self.stage("training"), self.shards():
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             for callback in callbacks:
@@ -379,7 +390,8 @@ class UnlearningTrainer(StagedTrainer):
         if not self.args.adaptive:  # an adaptive run rolls back instead
             own = not torch.isfinite(loss)
             if summed(torch.tensor(float(own))):  # all processes end together
-                raise not_finite(self, inputs, own)
+                with whole(self.model):
+                    raise not_finite(self, inputs, own)
         return loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -446,7 +458,7 @@ class UnlearningTrainer(StagedTrainer):
             )
         if not self.is_in_train and self.report is not None:
             comparison = compare_trained(self, dataset, retain, retrained, beside, level)
-        with heartbeat():
+        with heartbeat(), whole(self.model):
             metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
             if comparison is not None:
                 with self.stage("evaluation"):
