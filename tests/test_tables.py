@@ -1,19 +1,27 @@
-"""examples/benchmarks/tables.py: rows that exist, rates chosen on one half alone, runs that are kept."""
+"""examples/benchmarks/tables.py, ablations.py: rows that exist, rates chosen on one half alone, runs that are kept."""
 
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tiny import NAMES, images, tiny_model, tiny_processor
 
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "benchmarks"))
 
+import ablations
+import benches
 import tables
-from benches import CLASS_ROWS, IMAGE_ROWS, Bench, halves
-from tables import Budget, Runner, chosen, class_table, frontiers, image_table
+from ablations import BASES, DEFAULT, LITERAL, PARTS, Ablation, ablate, all_rows, attack_figure, draw, rows_of
+from benches import CLASS_ROWS, IMAGE_ROWS, Bench, Training, halves, load_bench
+from models import NETWORKS
+from tables import Budget, Runner, average_gap, chosen, class_table, frontiers, image_table, retrained_row
 
-from zspag_hf import METHODS, UnlearningConfig
+from zspag_hf import METHODS, PixelClassifier, UnlearningConfig
+from zspag_hf.classifier import to_pixels
+from zspag_hf.errors import UnlearningError
 
 BUDGET = Budget((1e-3, 1e-2), {"max_retain_samples": 8, "num_train_epochs": 1})
 
@@ -24,7 +32,7 @@ def test_every_row_is_a_setting_of_its_kind_and_only_one_group_reads_retained_da
         for name, options in settings.items():
             config = UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
             assert kind in METHODS[config.method].forgets, name
-            assert config.with_retain is (group != "zero-shot"), name
+            assert config.with_retain is (group == "with retained data"), name
 
 
 def cell(rate, acc_rt, acc_ut, **test):
@@ -54,7 +62,12 @@ def test_the_halves_share_no_image_and_are_the_same_each_time():
     assert halves(data)[0]["row"][:] == first["row"][:]
 
 
-def bench(classes):
+def test_each_class_is_in_both_halves_where_it_has_few_images():
+    for part in halves(images([0, 1, 2, 3, 4] * 2)):
+        assert sorted(part["label"][:]) == [0, 1, 2, 3, 4]
+
+
+def bench(classes, **more):
     model = tiny_model()
 
     def load(seed):
@@ -64,7 +77,7 @@ def bench(classes):
 
     test = images([0, 1, 2, 3, 4] * 8, seed=5)
     parts = (images([2] * 16), images([0, 1, 3, 4] * 4, seed=2))
-    return Bench("tiny", load, lambda seed: parts, *halves(test), classes)
+    return Bench("tiny", load, lambda seed: parts, *halves(test), classes, **more)
 
 
 ROWS = {
@@ -97,6 +110,203 @@ def test_a_bench_of_images_runs(tmp_path, monkeypatch):
     found = runner.run([0])
     assert "| random labels |" in image_table(runner.groups, found)
     assert 0 <= found["before"]["test"]["auc"] <= 1
+
+
+def test_images_with_retrained_models_have_the_columns_of_amuns_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "quiet_config", quick)
+    rows = {"zero-shot": {"random labels": {"method": "random_labels", "max_steps": 2}}}
+    monkeypatch.setattr(Bench, "rows", property(lambda self: rows))
+
+    def others(*seeds):
+        return lambda seed: [shaken(k) for k in seeds]
+
+    with_others = bench(None, retrained=others(1, 2), references=others(3, 4))
+    runner = Runner(with_others, BUDGET, tmp_path, list(rows))
+    found = runner.run([0])
+    head, _, original, retrained, _, row = image_table(runner.groups, found).splitlines()
+    assert head == "| method | rate | UA | RA | TA | RMIA AUC | Avg. Gap | seconds |"
+    (models,), scores = found["retrained"], found["originals"][0]
+    kept = runner.parts(0)[1]
+    logits = PixelClassifier(tiny_model(), tiny_processor()).predict(to_pixels(kept["image"][:], tiny_processor()))
+    right = (logits.argmax(1) == torch.tensor(kept["label"][:])).double().mean()
+    assert scores["ra"] == pytest.approx(float(right)), "accuracy on the training images that stay"
+    distances = [abs(scores[key] - np.mean([m[key] for m in models])) for key in ("ua", "ra", "ta", "rmia")]
+    assert original.split("|")[-3].strip() == f"{np.mean(distances):.3f}"
+    between = [abs(models[0][key] - models[1][key]) for key in ("ua", "ra", "ta", "rmia")]
+    assert retrained.split("|")[-3].strip() == f"{np.mean(between):.3f}" != "0.000"
+    assert row.startswith("| random labels |") and " - " not in row
+
+
+def shaken(seed):
+    """The tiny model with other weights."""
+    torch.manual_seed(seed)
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def test_the_gap_is_to_the_mean_of_the_retrained_models():
+    models = [{"ua": a, "ra": 1.0, "ta": 0.8, "rmia": 0.5} for a in (0.2, 0.4)]
+    assert average_gap({"ua": 0.5, "ra": 0.8, "ta": 0.8, "rmia": 0.5}, models) == pytest.approx((0.2 + 0.2) / 4)
+    assert retrained_row(models) == pytest.approx({"ua": 0.3, "ra": 1.0, "ta": 0.8, "rmia": 0.5, "gap": 0.2 / 4})
+    assert "gap" not in retrained_row(models[:1])
+
+
+def test_a_report_is_made_anew_for_models_of_another_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "quiet_config", quick)
+    runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, [])
+    options = {"method": "random_labels", "max_steps": 2}
+    reports = []
+    for rate in (1e-3, 0.3, 0.3):
+        found = {"rows": {"RL": {"cells": [runner.cell("RL", options, 0, rate)]}}}
+        reports.append(runner.evaluated(found, 0, 0)["RL"])
+    assert reports[0]["model"] != reports[1]["model"] and reports[0]["acc_rt"] != reports[1]["acc_rt"]
+    assert reports[2] == reports[1]
+
+
+# ---------------------------------------------------------------------------------- models that are trained on the spot
+
+
+@pytest.mark.parametrize("kind", ["vgg", "alexnet", "resnet", "vit"])
+def test_a_network_is_trained_once_and_read_as_it_was_saved(tmp_path, kind, monkeypatch):
+    trained = []
+    train = benches.train_classifier
+    monkeypatch.setattr(benches, "train_classifier", lambda *given: trained.append(given[2]) or train(*given))
+    data = images([0, 1, 2, 3, 4] * 4)
+    training = Training(kind, data, lambda names, seed: NETWORKS[kind](names, seed, 32), tmp_path, epochs=3)
+    first, processor = training.model(0)
+    again, _ = training.model(0)
+    assert len(trained) == 1
+    pixels = to_pixels(data["image"][:], processor)
+    assert pixels.shape[2:] == (32, 32)
+    logits = PixelClassifier(first, processor).predict(pixels)
+    assert logits.shape == (20, 5) and torch.equal(logits, PixelClassifier(again, processor).predict(pixels))
+    untrained, _ = NETWORKS[kind](NAMES, 0, 32)
+    assert not torch.equal(logits, PixelClassifier(untrained.eval(), processor).predict(pixels))
+    training.model(0, [0, 1, 2], "without three")
+    assert [len(given) for given in trained] == [20, 17]
+
+
+@pytest.fixture
+def quick_training(monkeypatch):
+    """Which images each model was trained on, none of them for long."""
+    seen = []
+
+    def train(model, processor, dataset, *_):
+        seen.append(dataset)
+        return model.eval()
+
+    monkeypatch.setattr(benches, "train_classifier", train)
+    return seen
+
+
+def test_models_without_a_random_share_are_trained_on_the_other_images_alone(tmp_path, quick_training):
+    found = load_bench("digits-random-50", {}, tmp_path)
+    (forget, kept), (others, _) = found.parts(3), found.parts(4)
+    assert found.classes is None and len(forget) == round(1347 / 2) == 1347 - len(kept)
+    assert [image.tobytes() for image in forget["image"][:9]] != [image.tobytes() for image in others["image"][:9]]
+    models = found.retrained(3) + found.references(3)
+    whole, _ = found.model(3)
+    assert len(models) == 6 and len(quick_training) == 7
+    sizes = [len(data) for data in quick_training]
+    assert sizes == [len(kept)] * 6 + [1347]
+    assert [i.tobytes() for i in quick_training[0]["image"][:]] == [i.tobytes() for i in kept["image"][:]]
+    weights = {next(model.parameters()).sum().item() for model in [*models, whole]}
+    assert len(weights) == 7, "each from first weights of its own"
+
+
+def test_a_place_says_which_network_to_train(tmp_path, quick_training):
+    entry = {"data": "digits", "train": "vgg", "classes": ["3", "5"], "side": 32, "epochs": 1}
+    found = load_bench("two digits", {"two digits": entry}, tmp_path)
+    forget, kept = found.parts(0)
+    assert set(forget["label"][:]) == {3, 5} and not {3, 5} & set(kept["label"][:])
+    assert len(found.retrained(0)) == 2 and found.references(0) == []
+    assert set(quick_training[0]["label"][:]) == set(range(10)) - {3, 5}
+    model, _ = found.model(0)
+    folder = tmp_path / "saved"
+    model.save_pretrained(folder)
+    assert type(found.saved(str(folder))) is type(model), "as a plain module, which no folder brings back by itself"
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "says"),
+    [
+        ("digit", {}, "no bench 'digit'.*digits-random-10"),
+        ("a", {"a": {"data": "digits", "train": "vgg16", "classes": ["3"]}}, "no network 'vgg16'.*vgg, alexnet"),
+        ("a", {"a": {"data": "digits", "train": "vgg"}}, '"classes".*"share"'),
+        ("a", {"a": {"data": "digits", "train": "vgg", "classes": ["3"], "share": 0.1}}, '"classes".*"share"'),
+    ],
+)
+def test_a_place_that_says_too_little_is_refused(tmp_path, name, place, says):
+    with pytest.raises(UnlearningError, match=says):
+        load_bench(name, place, tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------- ablations
+
+
+def test_every_row_of_the_ablations_is_a_setting_of_its_own():
+    rows = [row for part in PARTS for row in rows_of(part)]  # raises for one that is none
+    assert set(all_rows(list(PARTS))) == {row.name for row in rows}
+    for row in rows:
+        same = {other.name for other in rows if other.options == row.options}
+        assert same == {row.name}, "the same options run once"
+    titles = {(row.kind, row.variant): row for row in rows}
+    assert titles[DEFAULT, "pgd"].name == DEFAULT and titles[LITERAL, "pgd"].name == LITERAL
+    assert titles[LITERAL, "cg"].name == LITERAL and titles[DEFAULT, "kfac"].name == DEFAULT
+    subspace = {row.variant: row.name for row in rows_of("subspace")}
+    assert len(set(subspace.values()) | {LITERAL}) == 5
+    counted = [row for row in rows_of("proxies") if row.base == LITERAL]
+    assert {row.options["proxy_policy"] for row in counted} == {"quota"}, "eq. 2 alone knows no number for each class"
+
+
+def test_an_ablation_runs_once_and_says_what_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "quiet_config", quick)
+    few = {"radius": {LITERAL: {"eps 0.5": {"attack_eps": 0.5}, "eps 0.1": {"attack_eps": 0.1}}}}
+    failing, run_cell = f"{LITERAL}, attack_eps 0.1", Runner.cell
+
+    def cell(self, row, *given):
+        if row == failing:
+            raise UnlearningError("no attack crosses.")
+        return run_cell(self, row, *given)
+
+    monkeypatch.setattr(Runner, "cell", cell)
+    monkeypatch.setattr(ablations, "PARTS", few)
+    monkeypatch.setattr(ablations, "RATES", (1e-2,))
+    monkeypatch.setattr(ablations, "BASES", {DEFAULT: {"method": "random_labels"}, LITERAL: BASES[LITERAL]})
+    run = bench([NAMES[2]], retrained=lambda seed: [shaken(1), shaken(2)])
+    found = ablate(Runner(run, BUDGET, tmp_path, []), ["radius"], [0])
+    assert ablations.failures(found).endswith(f"- {failing}, 1 of 1 seeds: no attack crosses.\n")
+    text = ablations.table(found, ["radius"])
+    assert f"| {LITERAL}: eps 0.1 | - | - | - |  |  |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {LITERAL}: eps 0.5 |")]
+    (made,) = found.cells[f"{LITERAL}, attack_eps 0.5"]
+    assert line.split("|")[2].strip() == f"{made['test']['acc_rt']:.3f}"
+    assert line.split("|")[4].strip() == f"{found.reports[0][made['row']]['js_ut']:.3f}"
+    monkeypatch.setattr(Runner, "trainer", lambda *_: pytest.fail("trained again"))
+    assert ablate(Runner(run, BUDGET, tmp_path, []), ["radius"], [0]) == found
+
+
+def test_the_pictures_show_every_row_and_every_place():
+    names = list(all_rows(["subspace", "radius", "proxies"]))
+    scores = {name: {"acc_rt": 0.5 + i / 100, "acc_ut": 0.1, "mia_entropy": i / 100} for i, name in enumerate(names)}
+    seen = {name: {"acc_rt": 0.9, "mia_entropy": 0.8} for name in ("original", "masked", "retrained")}
+    cells = {name: [{"attack_success_rate": 0.5}] for name in names}
+    found = Ablation({}, cells, {}, [scores | seen])
+    pictures = draw(found, ["subspace", "radius", "proxies"], [{"SalUn": {"mia_entropy": 0.3}}])
+    axes = pictures["figure_2.png"].axes[0]
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ["original", "masked", "SalUn", DEFAULT, LITERAL, *(row.variant for row in rows_of("subspace"))]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [float(dot.get_xdata()[0]) for dot in dots][2:4] == [0.3, scores[DEFAULT]["mia_entropy"]]
+    expected_places = {"radius": [*ablations.RADII], "proxies": [3, 10, 30, 100]}
+    for panel, (part, places) in zip(attack_figure(found).axes, expected_places.items(), strict=True):
+        (curve, _) = [line for line in panel.lines if line.get_marker() == "^"]  # acc_rt and acc_ut
+        expected = [scores[row.name]["acc_rt"] for row in rows_of(part) if row.kind == DEFAULT]
+        assert curve.get_xdata().tolist() == places and curve.get_ydata().tolist() == expected
+    assert "figure_5.png" not in draw(found, ["subspace", "radius"], [{}])
 
 
 def quick(**options):

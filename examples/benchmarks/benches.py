@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, load_dataset
-from models import digits_dataset, digits_model, quiet_config, train_classifier
+from models import NETWORKS, digits_dataset, digits_model, quiet_config, silence, train_classifier
 from transformers import PreTrainedModel
 
+from zspag_hf.adapter import ModuleClassifier
+from zspag_hf.errors import UnlearningError
 from zspag_hf.jobs import without
 from zspag_hf.loading import load_classifier
 
 FREE = {"adaptive": False, "constraint": "none"}
 RATES = (1e-4, 1e-3, 1e-2)  # of the grid that AMUN's authors search, 1e-5 to 1e-1, as far as two cores go
 MORE_RATES = (1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1)
+STRONG_RATES = (0.3, 1.0, 3.0)  # of the literal form besides: a hard projection leaves little of a step
 
 # row -> options; those under "zero-shot" never see retained data
 CLASS_ROWS = {
@@ -49,11 +56,13 @@ CLASS_ROWS = {
         "MixUnlearn": {"method": "mixunlearn"},
         "mixup": {"method": "mixup_unlearn"},
     },
+    "zero-shot, generated images": {"GKT": {"method": "gkt"}},
 }
 IMAGE_ROWS = {
     "zero-shot": {
         "random labels": {"method": "random_labels"},
         "NegGrad": {"method": "neggrad"},
+        "boundary shrink": {"method": "boundary_shrink"},
         "SalUn-zs": {"method": "salun"},
         "AMUN": {"method": "amun"},
         "AMUN, constrained": {"method": "amun", "constraint": "soft"},
@@ -64,10 +73,16 @@ IMAGE_ROWS = {
         "random labels + retained": {"method": "random_labels", "with_retain": True},
         "AMUN + retained": {"method": "amun", "with_retain": True},
         "AMUN, adv. + retained": {"method": "amun_advonly", "with_retain": True},
+        "l1-sparse": {"method": "l1_sparse"},
+        "SalUn + retained": {"method": "salun", "with_retain": True},
     },
 }
-NO_RATE = ("fisher", "ssd")  # closed forms
+NO_RATE = ("fisher", "ssd", "gkt")  # closed forms, and the one whose published rate stays
 OWN_RATE = {"ZS-PAG"}  # chosen within the run
+
+RETRAINED, REFERENCES = (1, 2), (3, 4, 5, 6)  # thousands added to the seed of models without the images
+FEW_IMAGES = 10  # of a class in the test split, under which chance could leave a half without any
+EPOCHS, SIDE = 50, 32  # of a model that is trained on the spot
 
 
 @dataclass(frozen=True)
@@ -78,8 +93,10 @@ class Bench:
         model: seed -> classifier and processor, the original.
         parts: seed -> the images to forget, and the other training images.
         test, validation: halves of the test split: rates are chosen on one and reported on the other.
-        retrained: seed -> models trained without what is forgotten.
         classes: what is forgotten, None for images.
+        retrained: seed -> models trained without what is forgotten.
+        references: seed -> further such models, that RMIA measures a probability against; for images alone.
+        saved: folder of a model -> what :func:`zspag_hf.evaluate_unlearning` takes for it.
     """
 
     name: str
@@ -89,17 +106,28 @@ class Bench:
     validation: Dataset
     classes: list[str] | None
     retrained: Callable[[int], list] = lambda seed: []
+    references: Callable[[int], list] = lambda seed: []
+    saved: Callable[[str], str | PreTrainedModel] = lambda folder: folder
 
     @property
     def rows(self) -> dict[str, dict[str, dict]]:
         return IMAGE_ROWS if self.classes is None else CLASS_ROWS
 
 
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
 def halves(test: Dataset) -> tuple[Dataset, Dataset]:
-    """Two random halves, the same in every run."""
+    """Two random halves, the same in every run; each class in both where it has few images."""
     order = np.random.default_rng(0).permutation(len(test))
-    middle = len(test) // 2
-    return test.select(sorted(order[:middle])), test.select(sorted(order[middle:]))
+    labels = np.asarray(test["label"][:])
+    if np.unique(labels, return_counts=True)[1].min() < FEW_IMAGES:
+        order = order[labels[order].argsort(kind="stable")]
+        first, second = order[::2], order[1::2]
+    else:
+        first, second = np.split(order, [len(test) // 2])
+    return test.select(sorted(first)), test.select(sorted(second))
 
 
 def of_classes(data: Dataset, classes: list[str]) -> list[int]:
@@ -107,9 +135,16 @@ def of_classes(data: Dataset, classes: list[str]) -> list[int]:
     return np.flatnonzero(np.isin(data["label"][:], [names.index(name) for name in classes])).tolist()
 
 
+def of_share(data: Dataset, share: float, seed: int) -> list[int]:
+    return np.random.default_rng(seed).permutation(len(data))[: round(share * len(data))].tolist()
+
+
+# --------------------------------------------------------------------------------------------- models that are there
+
+
 def class_bench(name: str, data: str, model: str, classes: list[str], retrained: list[str], most: int) -> Bench:
     """Classes of a data set, of a model that is there, both by Hub id or folder."""
-    train, test = (load_dataset(data, split=split) for split in ("train", "test"))
+    train, test = splits(data)
     rows = of_classes(train, classes)
     forget = train.select(np.random.default_rng(0).permutation(rows)[:most].tolist())
     validation, tested = halves(test)
@@ -126,60 +161,177 @@ def class_bench(name: str, data: str, model: str, classes: list[str], retrained:
 
 def image_bench(name: str, data: str, model: str, share: float) -> Bench:
     """A random share of the training images of a model that is there, another one for each seed."""
-    train, test = (load_dataset(data, split=split) for split in ("train", "test"))
+    train, test = splits(data)
     validation, tested = halves(test)
 
     def parts(seed: int) -> tuple[Dataset, Dataset]:
-        rows = np.random.default_rng(seed).permutation(len(train))[: round(share * len(train))].tolist()
+        rows = of_share(train, share, seed)
         return train.select(rows), without(train, rows)
 
     return Bench(name, lambda seed: load_classifier(model), parts, tested, validation, None)
 
 
-def digits_bench(folder: Path) -> Bench:
-    """Digits without the 3: models are trained once for each seed and kept in ``folder``."""
-    train, test = digits_dataset()
-    names = train.features["label"].names
-    rows = of_classes(train, ["3"])
-    validation, tested = halves(test)
+# ---------------------------------------------------------------------------------- models that are trained on the spot
 
-    def trained(seed: int, drop: list[int]):
-        place = folder / f"digits-{seed}-{len(drop)}"
-        model, processor = digits_model(names, seed)
+
+@dataclass(frozen=True)
+class Training:
+    """Classifiers of one kind and data set, each trained once and kept in ``folder``.
+
+    Attributes:
+        name: of their folders. data: the training images.
+        untrained: label names, seed -> a classifier with first weights, and its processor.
+    """
+
+    name: str
+    data: Dataset
+    untrained: Callable[[list[str], int], tuple[PreTrainedModel, object]]
+    folder: Path
+    epochs: int = EPOCHS
+
+    def model(self, seed: int, dropped: Sequence[int] = (), what: str = "0") -> tuple[PreTrainedModel, object]:
+        """A classifier with its processor.
+
+        Args:
+            dropped: rows that it is trained without. what: names them in the folder's name, "0" for none.
+        """
+        place = self.folder / f"{self.name}-{seed}-{what}"
         if not place.exists():
-            config = quiet_config(output_dir=str(folder / "training"), seed=seed)
-            train_classifier(model, processor, train, drop, config).save_pretrained(place)
-        return type(model).from_pretrained(place), processor
+            model, processor = self.untrained(self.data.features["label"].names, seed)
+            with silence() as scratch:
+                config = quiet_config(output_dir=scratch, seed=seed)
+                train_classifier(model, processor, without(self.data, dropped), [], config, self.epochs)
+            part = place.with_name(f"{place.name}.part")
+            shutil.rmtree(part, ignore_errors=True)  # of a training that was cut off
+            model.save_pretrained(part)
+            os.replace(part, place)
+        return self.saved(str(place)), self.untrained(self.data.features["label"].names, seed)[1]
+
+    def saved(self, folder: str) -> PreTrainedModel:
+        """The model that was saved there, in eval mode."""
+        fresh, _ = self.untrained(self.data.features["label"].names, 0)
+        if isinstance(fresh, ModuleClassifier):
+            return ModuleClassifier.from_pretrained(folder, module=fresh.module)
+        return type(fresh).from_pretrained(folder)
+
+
+def trained_bench(
+    name: str, training: Training, test: Dataset, rows: Callable[[int], list[int]], classes, what: Callable[[int], str]
+) -> Bench:
+    """What is forgotten by a model that is trained on the spot, with models retrained without it.
+
+    Args:
+        rows: seed -> the training images to forget. classes: those of the rows, None for images.
+        what: seed -> a name of those rows, for folders.
+    """
+    train, (validation, tested) = training.data, halves(test)
+
+    def without_them(thousands: Sequence[int], seed: int) -> list[PreTrainedModel]:
+        return [training.model(seed + 1000 * k, rows(seed), what(seed))[0] for k in thousands]
 
     return Bench(
-        "digits without the 3",
-        lambda seed: trained(seed, []),
-        lambda seed: (train.select(rows), without(train, rows)),
+        name,
+        training.model,
+        lambda seed: (train.select(rows(seed)), without(train, rows(seed))),
         tested,
         validation,
-        ["3"],
-        lambda seed: [trained(seed + 1000 * k, [3])[0] for k in (1, 2)],
+        classes,
+        partial(without_them, RETRAINED),
+        partial(without_them, REFERENCES if classes is None else ()),
+        training.saved,
     )
 
 
-def load_benches(names: list[str], places: dict[str, dict], folder: Path) -> list[Bench]:
-    """The benches by name: "digits", which needs nothing, or an entry of the file of places.
+def digits_bench(folder: Path) -> Bench:
+    """Digits without the 3."""
+    train, test = digits_dataset()
+    rows = of_classes(train, ["3"])
+    training = Training("digits", train, digits_model, folder)
+    return trained_bench("digits without the 3", training, test, lambda seed: rows, ["3"], lambda seed: "1")
 
-    An entry is {"data": ..., "model": ..., "classes": [...] or "share": 0.1, "retrained": [...], "most": 1000}.
+
+def random_digits_bench(percent: int, folder: Path) -> Bench:
+    """A random share of the digits' training images, another one for each seed."""
+    train, test = digits_dataset()
+    training = Training("digits", train, digits_model, folder)
+    return trained_bench(
+        f"digits, {percent} % at random",
+        training,
+        test,
+        lambda seed: of_share(train, percent / 100, seed),
+        None,
+        lambda seed: f"random-{percent}-{seed}",
+    )
+
+
+OWN_BENCHES: dict[str, Callable[[Path], Bench]] = {  # those that need nothing
+    "digits": digits_bench,
+    "digits-random-10": partial(random_digits_bench, 10),
+    "digits-random-50": partial(random_digits_bench, 50),
+}
+
+# ------------------------------------------------------------------------------------------------------------ places
+
+
+def splits(data: str) -> tuple[Dataset, Dataset]:
+    """Training and test images: "digits", a Hub id or a folder."""
+    return digits_dataset() if data == "digits" else tuple(load_dataset(data, split=part) for part in ("train", "test"))
+
+
+def place_with_training(
+    name: str,
+    folder: Path,
+    data: str,
+    train: str,
+    classes: list[str] | None = None,
+    share: float | None = None,
+    side: int = SIDE,
+    epochs: int = EPOCHS,
+) -> Bench:
+    """An entry of the file of places that says which network to train."""
+    if train not in NETWORKS:
+        raise UnlearningError(f"{name!r}: there is no network {train!r} to train: give one of {', '.join(NETWORKS)}.")
+    images, test = splits(data)
+    network = NETWORKS[train]
+    training = Training(
+        slug(f"{train} {data} {side} {epochs}"), images, lambda names, seed: network(names, seed, side), folder, epochs
+    )
+    if classes is None:
+        rows, what = lambda seed: of_share(images, share, seed), lambda seed: f"random-{100 * share:g}-{seed}"
+    else:
+        chosen = of_classes(images, classes)
+        rows, what = lambda seed: chosen, lambda seed: slug("without " + " ".join(classes))
+    return trained_bench(name, training, test, rows, classes, what)
+
+
+def load_benches(names: list[str], places: dict[str, dict], folder: Path) -> list[Bench]:
+    """The benches by name: one of OWN_BENCHES, or an entry of the file of places.
+
+    An entry is {"data": ..., "model": ..., "classes": [...] or "share": 0.1, "retrained": [...], "most": 1000}, or for
+    a model that is trained on the spot {"data": ..., "train": "resnet", "classes": [...] or "share": 0.1, "side": 32,
+    "epochs": 50}, with one of ``models.NETWORKS``.
+
+    Raises:
+        UnlearningError: a name that is neither, or a network that is not there.
     """
-    found = []
-    for name in names:
-        if name == "digits":
-            found.append(digits_bench(folder))
-            continue
-        place = dict(places[name])
-        if "share" in place:
-            found.append(image_bench(name, place["data"], place["model"], place["share"]))
-        else:
-            most = place.get("most", 1000)
-            retrained = place.get("retrained", [])
-            found.append(class_bench(name, place["data"], place["model"], place["classes"], retrained, most))
-    return found
+    return [load_bench(name, places, folder) for name in names]
+
+
+def load_bench(name: str, places: dict[str, dict], folder: Path) -> Bench:
+    if name in OWN_BENCHES:
+        return OWN_BENCHES[name](folder)
+    if name not in places:
+        known = ", ".join([*OWN_BENCHES, *places])
+        raise UnlearningError(f"there is no bench {name!r}: give one of {known}, or an entry of that name in --places.")
+    place = dict(places[name])
+    if ("classes" in place) == ("share" in place):
+        raise UnlearningError(f'{name!r}: give "classes", a list of labels, or "share", of the training images.')
+    if "train" in place:
+        return place_with_training(name, folder, **place)
+    if "share" in place:
+        return image_bench(name, place["data"], place["model"], place["share"])
+    most, retrained = place.get("most", 1000), place.get("retrained", [])
+    return class_bench(name, place["data"], place["model"], place["classes"], retrained, most)
 
 
 def read_places(path: Path | None) -> dict[str, dict]:

@@ -32,9 +32,12 @@ from transformers import (
     ResNetConfig,
     ViTConfig,
     ViTImageProcessorPil,
+    set_seed,
 )
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from zspag_hf import PixelClassifier, UnlearningConfig, UnlearningTrainer
+from zspag_hf.adapter import ModuleClassifier, ModuleConfig
 from zspag_hf.classifier import to_pixels, to_unit
 from zspag_hf.jobs import DataArguments, Job, load_job
 from zspag_hf.labels import rows_of_classes
@@ -90,6 +93,96 @@ def architecture(name: str, size: str) -> tuple[PreTrainedModel, ViTImageProcess
     config, side, labels = ARCHITECTURES[size][name]()
     return random_model(config, labels), processor(side)
 
+
+# ------------------------------------------------------------------------- small networks of the paper's kinds
+
+
+class VGG(nn.Module):
+    """VGG-11 with batch norm (arXiv 1409.1556), an eighth as wide, for 32 pixels and more: ``(N, C)`` logits."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        layers, channels = [], 3
+        for width in (8, "pool", 16, "pool", 32, 32, "pool", 64, 64, "pool", 64, 64, "pool"):
+            if width == "pool":
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+        self.features, self.pool = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1)
+        self.classifier = hidden_layers(channels, 128, classes)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(pixel_values)).flatten(1))
+
+
+class AlexNet(nn.Module):
+    """AlexNet's five convolutions and three linear layers, a quarter as wide, with kernels of 3 for 32 pixels and more:
+    ``(N, C)`` logits."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        layers, channels = [], 3
+        for width, stride, pooled in ((16, 2, True), (48, 1, True), (96, 1, False), (64, 1, False), (64, 1, True)):
+            layers += [nn.Conv2d(channels, width, 3, stride=stride, padding=1), nn.ReLU(inplace=True)]
+            layers += [nn.MaxPool2d(2)] if pooled else []
+            channels = width
+        self.features, self.pool = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(2)
+        self.classifier = hidden_layers(4 * channels, 256, classes)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(pixel_values)).flatten(1))
+
+
+def hidden_layers(inputs: int, width: int, classes: int) -> nn.Sequential:
+    """Two hidden layers with dropout and the head, as both networks end."""
+    first = [nn.Linear(inputs, width), nn.ReLU(inplace=True), nn.Dropout()]
+    second = [nn.Linear(width, width), nn.ReLU(inplace=True), nn.Dropout()]
+    return nn.Sequential(*first, *second, nn.Linear(width, classes))
+
+
+def small_resnet(names: list[str], seed: int, side: int) -> tuple[PreTrainedModel, ViTImageProcessorPil]:
+    """An untrained ResNet-18 a quarter as wide."""
+    set_seed(seed)
+    config = resnet_18([16, 32, 64, 128])
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    return AutoModelForImageClassification.from_config(config), halves_processor(side)
+
+
+class TrainedModule(ModuleClassifier):
+    """A plain module that gives its own loss, as ``Trainer`` wants it; saved and read as any ModuleClassifier."""
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_) -> ImageClassifierOutput:
+        output = super().forward(pixel_values)
+        output.loss = None if labels is None else F.cross_entropy(output.logits, labels)
+        return output
+
+
+def small_module(kind: type[nn.Module]):
+    """names, seed, side -> an untrained plain module as a classifier, and its processor."""
+
+    def build(names: list[str], seed: int, side: int) -> tuple[PreTrainedModel, ViTImageProcessorPil]:
+        set_seed(seed)
+        config = ModuleConfig(
+            id2label=dict(enumerate(names)), image_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
+        return TrainedModule(config, kind(len(names))), halves_processor(side)
+
+    return build
+
+
+def halves_processor(side: int) -> ViTImageProcessorPil:
+    """Pixels to [-1, 1], as :func:`digits.train_classifier` feeds them."""
+    return ViTImageProcessorPil(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+# kind -> (names, seed, side of the images) -> an untrained classifier and its processor
+NETWORKS = {
+    "vit": lambda names, seed, side: digits_model(names, seed, side, side // 4),
+    "resnet": small_resnet,
+    "vgg": small_module(VGG),
+    "alexnet": small_module(AlexNet),
+}
 
 # --------------------------------------------------------------------------------------------------------- images
 

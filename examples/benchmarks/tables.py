@@ -1,12 +1,20 @@
 """The paper's tables in shape: every method on every bench, its learning rate chosen on validation data.
 
     python examples/benchmarks/tables.py                                  # digits, which needs nothing
-    python examples/benchmarks/tables.py --benches digits cifar cifar-random --places places.json
+    python examples/benchmarks/tables.py --benches digits-random-10 digits-random-50  # images whose classes stay
+    python examples/benchmarks/tables.py --benches cifar cifar-random faces --places places.json
 
-``places.json`` says where data and models are, by Hub id or folder:
+``places.json`` says where data and models are, by Hub id or folder, or which network to train, once for each seed, with
+models that are retrained without what is forgotten:
 
     {"cifar": {"data": "user/cifar10", "model": "user/vit", "classes": ["cat"], "retrained": ["user/vit-without-cat"]},
-     "cifar-random": {"data": "user/cifar10", "model": "user/vit", "share": 0.1}}
+     "cifar-random": {"data": "user/cifar10", "model": "user/vit", "share": 0.1},
+     "faces": {"data": "user/faces", "train": "resnet", "classes": ["ada", "grace"], "side": 64, "epochs": 100},
+     "digits of a VGG": {"data": "digits", "train": "vgg", "classes": ["3"]}}
+
+Of images at random a table has AMUN's columns where there are retrained models: UA, accuracy on other training images
+(RA) and on test images (TA), the ROC area of RMIA between forgotten and test images, and the mean distance of the four
+from a retrained model's; on the row of the retrained models the mean distance of one from the others.
 
 Each run is kept in ``--output_dir``, so that an interrupted command goes on. Rates are chosen with the first seed only,
 on half of the test split; the other half is reported, for all seeds. ``--budget cores`` is for two cores, ``gpu`` for
@@ -17,27 +25,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
-from benches import MORE_RATES, NO_RATE, OWN_RATE, RATES, Bench, load_benches, read_places
+from benches import MORE_RATES, NO_RATE, OWN_RATE, RATES, STRONG_RATES, Bench, load_benches, read_places, slug
+from datasets import Dataset
 from measure import machine
 from models import quiet_config, silence
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from zspag_hf import UnlearningTrainer, evaluate_unlearning
+from zspag_hf.classifier import PixelClassifier
 from zspag_hf.evaluation import PixelDataset
 from zspag_hf.files import write_whole
-from zspag_hf.metrics.rows import true_log_probs
+from zspag_hf.metrics import compute
+from zspag_hf.metrics.rows import FORGET, TEST_RETAINED, true_log_probs
 
 GROUPS = ("zero-shot", "with retained data")
+SLOW_GROUPS = ("zero-shot, generated images",)  # by the thousand: only when asked for
 FORGOTTEN, LOST = 0.02, 0.02  # acc_ut that counts as forgotten; accuracy that an image request may cost
+RETAINED_IMAGES = 5000  # at most, that RA is measured on
+GAP_SCORES = ("ua", "ra", "ta", "rmia")
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,25 @@ BUDGETS = {
 }
 
 
+class TableTrainer(UnlearningTrainer):
+    """Makes AMUN's adversaries, which do not depend on the rate, once for all runs of a seed; each run counts the time
+    that they took."""
+
+    searches: dict[int, tuple[float, dict, dict]]  # seed -> seconds, tensors, facts
+
+    def finished(self, name: str, stage: str, make) -> tuple[dict, dict]:
+        if name != "adversaries":
+            return super().finished(name, stage, make)
+        seed = self.args.seed
+        if seed not in self.searches:
+            start = time.perf_counter()
+            tensors, facts = make()
+            self.searches[seed] = (time.perf_counter() - start, tensors, facts)
+        seconds, tensors, facts = self.searches[seed]
+        self.timings[stage] = self.timings.get(stage, 0.0) + seconds
+        return tensors, facts
+
+
 class Runner:
     """Runs one bench, a cell at a time."""
 
@@ -61,13 +94,17 @@ class Runner:
         self.bench, self.budget, self.folder = bench, budget, folder / slug(bench.name)
         self.groups = {name: rows for name, rows in bench.rows.items() if name in groups}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.parts = cache(bench.parts)
+        self.parts, self.retrained = cache(bench.parts), cache(bench.retrained)
+        self.known: dict[tuple, PixelDataset | np.ndarray] = {}
+        self.searches: dict[int, tuple] = {}
 
     def trainer(self, options: dict, seed: int, folder: str) -> UnlearningTrainer:
         (model, processor), (forget, retain) = self.bench.model(seed), self.parts(seed)
         config = quiet_config(forget_classes=self.bench.classes, seed=seed, output_dir=folder, **options)
         given = {"retain_dataset": retain if config.with_retain else None, "processing_class": processor}
-        return UnlearningTrainer(model, config, forget, None, **given)
+        trainer = TableTrainer(model, config, forget, None, **given)
+        trainer.searches = self.searches
+        return trainer
 
     def cell(self, row: str, options: dict, seed: int, rate: float | None) -> dict:
         """Accuracies on both halves, seconds, and the folder of the model; read where it was run before."""
@@ -83,10 +120,12 @@ class Runner:
             start = time.perf_counter()
             trainer = self.trainer(options, seed, folder)
             trainer.train()
-            seconds = trainer.timings["total"]
+            seconds = sum(took for stage, took in trainer.timings.items() if stage != "total")
             record = {"row": row, "seed": seed, "rate": rate, "seconds": seconds, "model": str(place)}
             record["whole_seconds"] = time.perf_counter() - start
             record |= {half: self.scores(trainer, half) for half in ("validation", "test")}
+            if trainer.report.proxies is not None:
+                record["attack_success_rate"] = trainer.report.proxies["attack_success_rate"]
             trainer.model.save_pretrained(place)
             trainer.processing_class.save_pretrained(place)
         write_whole(str(known), json.dumps(record).encode())
@@ -95,39 +134,93 @@ class Runner:
     def original(self, seed: int) -> dict:
         """The scores before anything is forgotten."""
         with silence() as folder:
-            options = {"method": "random_labels"}
-            trainer = self.trainer(options, seed, folder)
+            trainer = self.trainer({"method": "random_labels"}, seed, folder)
             return {half: self.scores(trainer, half) for half in ("validation", "test")}
 
-    def scores(self, trainer: UnlearningTrainer, half: str) -> dict[str, float]:
-        """acc_rt and acc_ut; for images ua, ta, and the AUC of the loss between them and unseen images."""
+    def retrained_scores(self, seed: int) -> list[dict[str, float]]:
+        """Of each retrained model, on the half that is reported."""
+        with silence() as folder:
+            trainer = self.trainer({"method": "random_labels"}, seed, folder)
+            device, processor = trainer.args.device, trainer.processing_class
+            models = [PixelClassifier(model.to(device).eval(), processor) for model in self.retrained(seed)]
+            return [self.scores(trainer, "test", model) for model in models]
+
+    def scores(
+        self, trainer: UnlearningTrainer, half: str, classifier: PixelClassifier | None = None
+    ) -> dict[str, float]:
+        """acc_rt and acc_ut; for images ua, ta, and the AUC of the loss between them and unseen images, with retrained
+        models also ra and rmia.
+
+        Args:
+            classifier: another than the trainer's, on the same images.
+        """
+        classifier = classifier or trainer.classifier
         data = self.pixels(trainer, half)
-        logits = trainer.classifier.predict(data.pixels)
+        logits = classifier.predict(data.pixels)
         right = (logits.argmax(1) == data.labels).double()
         gone = torch.isin(data.labels, torch.tensor(trainer.forget_ids, dtype=torch.long))
         if self.bench.classes is not None:
             return {"acc_rt": class_mean(right, data.labels, ~gone), "acc_ut": class_mean(right, data.labels, gone)}
-        forget = trainer.forget
-        own = trainer.classifier.predict(forget.images)
+        forget = PixelDataset(trainer.forget.images, trainer.forget.image_labels)
+        own = classifier.predict(forget.pixels)
         members, others = (
-            true_log_probs(found.numpy(), labels.numpy())
-            for found, labels in ((own, forget.image_labels), (logits, data.labels))
+            true_log_probs(found.numpy(), part.labels.numpy()) for found, part in ((own, forget), (logits, data))
         )
         truth = [1] * len(members) + [0] * len(others)
         auc = roc_auc_score(truth, [*members, *others])
-        answered = float((own.argmax(1) == forget.image_labels).double().mean())
-        return {"ta": float(right.mean()), "ua": 1 - answered, "auc": float(auc)}
+        found = {"ta": float(right.mean()), "ua": 1 - accuracy(own, forget), "auc": float(auc)}
+        if not self.retrained(trainer.args.seed):
+            return found
+        kept = self.kept(trainer)
+        found["ra"] = accuracy(classifier.predict(kept.pixels), kept)
+        return found | {"rmia": self.rmia(trainer, half, (forget, data), (own, logits))}
+
+    def rmia(self, trainer: UnlearningTrainer, half: str, parts: tuple, logits: tuple) -> float:
+        """ROC area of RMIA between the forget images and test images, the ``parts``, of a model's ``logits`` on each.
+
+        AMUN's authors score online, with 128 reference models of random halves of all images; here it is offline, with
+        few models that trained on none of these images.
+        """
+        key = ("references", trainer.args.seed, half)
+        if key not in self.known:
+            device, processor = trainer.args.device, trainer.processing_class
+            models = [
+                PixelClassifier(model.to(device).eval(), processor)
+                for model in self.bench.references(trainer.args.seed)
+            ]
+            columns = [
+                np.concatenate([true_log_probs(model.predict(part.pixels), part.labels) for part in parts])
+                for model in models
+            ]
+            self.known[key] = np.stack(columns, 1)
+        splits = np.repeat([FORGET, TEST_RETAINED], [len(part) for part in parts])
+        return compute(
+            "rmia",
+            predictions=torch.cat(logits).numpy(),
+            references=torch.cat([part.labels for part in parts]).numpy(),
+            splits=splits,
+            reference_log_probs=self.known[key],
+        )["rmia_auc"]
 
     def pixels(self, trainer: UnlearningTrainer, half: str) -> PixelDataset:
         """Decoded once a bench: all its models share the processor."""
-        if not hasattr(self, half):
-            data = trainer.labelled(getattr(self.bench, half))
-            items = data.__getitems__(list(range(len(data))))
-            setattr(self, half, PixelDataset(torch.stack([item["pixels"] for item in items]), data.labels))
-        return getattr(self, half)
+        if (half,) not in self.known:
+            self.known[half,] = decoded(trainer, getattr(self.bench, half))
+        return self.known[half,]
+
+    def kept(self, trainer: UnlearningTrainer) -> PixelDataset:
+        """Training images that stay, decoded once a seed."""
+        seed = trainer.args.seed
+        if ("kept", seed) not in self.known:
+            retain = self.parts(seed)[1]
+            rows = np.random.default_rng(seed).permutation(len(retain))[:RETAINED_IMAGES]
+            self.known["kept", seed] = decoded(trainer, retain.select(sorted(rows)))
+        return self.known["kept", seed]
 
     def rates(self, row: str, options: dict) -> list[float | None]:
-        return [None] if row in OWN_RATE or options["method"] in NO_RATE else list(self.budget.rates)
+        if row in OWN_RATE or options["method"] in NO_RATE:
+            return [None]
+        return [*self.budget.rates, *(STRONG_RATES if options.get("variant") == "paper" else ())]
 
     def frontier(self, row: str, options: dict, seed: int) -> list[dict]:
         return [self.cell(row, options, seed, rate) for rate in self.rates(row, options)]
@@ -142,33 +235,52 @@ class Runner:
             best = chosen(frontier, before)
             found[name] = {"frontier": frontier, "rate": best["rate"]}
             found[name]["cells"] = [self.cell(name, options, seed, best["rate"]) for seed in seeds]
-        return {"rows": found, "before": before}
+        found = {"rows": found, "before": before}
+        if self.bench.classes is None:
+            found["originals"] = [self.original(seed)["test"] for seed in seeds]
+            found["retrained"] = [self.retrained_scores(seed) for seed in seeds]
+        return found
 
     def evaluated(self, found: dict, seed: int, place: int) -> dict:
         """All rows of one seed in one report: :func:`zspag_hf.evaluate_unlearning`."""
         known = self.folder / f"report-{seed}.json"
         models = {name: row["cells"][place]["model"] for name, row in found["rows"].items()}
-        if known.exists() and set(models) <= set(json.loads(known.read_text())):
-            return json.loads(known.read_text())
+        if known.exists():
+            rows = json.loads(known.read_text())
+            if all(rows.get(name, {}).get("model") == model for name, model in models.items()):
+                return rows
         (model, processor), (forget, retain) = self.bench.model(seed), self.parts(seed)
-        retrained = self.bench.retrained(seed)
+        retrained = self.retrained(seed)
+        first, *others = models
         with silence():
             report = evaluate_unlearning(
                 model,
-                models.pop("ZS-PAG"),
+                self.bench.saved(models[first]),
                 forget,
                 self.bench.test,
                 self.bench.classes,
                 retain=retain,
                 retrained=retrained or None,
-                beside=models,
+                beside={name: self.bench.saved(models[name]) for name in others},
                 processing_class=processor,
                 seed=seed,
                 disable_progress=True,
             )
-        rows = {"ZS-PAG" if name == "unlearned" else name: row for name, row in report.models.items()}
+        rows = {first if name == "unlearned" else name: row for name, row in report.models.items()}
+        for name, model in models.items():
+            rows[name]["model"] = model
         write_whole(str(known), json.dumps(rows).encode())
         return rows
+
+
+def decoded(trainer: UnlearningTrainer, dataset: Dataset) -> PixelDataset:
+    data = trainer.labelled(dataset)
+    items = data.__getitems__(list(range(len(data))))
+    return PixelDataset(torch.stack([item["pixels"] for item in items]), data.labels)
+
+
+def accuracy(logits: torch.Tensor, data: PixelDataset) -> float:
+    return float((logits.argmax(1) == data.labels).double().mean())
 
 
 def class_mean(right: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> float:
@@ -189,10 +301,6 @@ def chosen(frontier: list[dict], before: dict) -> dict:
     if good:
         return min(good, key=lambda cell: abs(cell["validation"]["auc"] - 0.5))
     return max(frontier, key=lambda cell: cell["validation"]["ta"])
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 # ---------------------------------------------------------------------------------------------------------- the page
@@ -225,18 +333,50 @@ def class_table(groups: dict, found: dict, reports: list[dict]) -> str:
 
 
 def image_table(groups: dict, found: dict) -> str:
-    columns = ("ua", "ta", "auc")
-    lines = ["| method | rate | UA | TA | membership AUC | seconds |", "|---" * 6 + "|"]
-    before = found["before"]["test"]
-    lines.append("| original | | " + " | ".join(f"{before[key]:.3f}" for key in columns) + " | |")
+    """AMUN's columns where there are retrained models; else UA, TA and the AUC of the loss."""
+    retrained = found["retrained"]
+    columns = {"ua": "UA", "ta": "TA", "auc": "membership AUC"}
+    if all(retrained):
+        columns = {"ua": "UA", "ra": "RA", "ta": "TA", "rmia": "RMIA AUC", "gap": "Avg. Gap"}
+    lines = [f"| method | rate | {' | '.join(columns.values())} | seconds |", "|---" * (len(columns) + 3) + "|"]
+
+    def line(title: str, rate: float | None, scores: list[dict], seconds: str = "") -> str:
+        cells = [spread([row.get(key) for row in scores]) for key in columns]
+        return f"| {title} | {'' if rate is None else f'{rate:g}'} | " + " | ".join(cells) + f" | {seconds} |"
+
+    lines.append(line("original", None, with_gaps(found["originals"], retrained)))
+    if all(retrained):
+        lines.append(line("retrained", None, [retrained_row(models) for models in retrained]))
     for group, rows in groups.items():
-        lines.append(f"| *{group}* | | | | | |")
+        lines.append(f"| *{group}* |" + " |" * (len(columns) + 2))
         for name in rows:
             row = found["rows"][name]
-            cells = [spread([cell["test"][key] for cell in row["cells"]]) for key in columns]
             seconds = statistics.mean(cell["seconds"] for cell in row["cells"])
-            lines.append(f"| {name} | {row['rate']:g} | " + " | ".join(cells) + f" | {seconds:.1f} |")
+            scores = with_gaps([cell["test"] for cell in row["cells"]], retrained)
+            lines.append(line(name, row["rate"], scores, f"{seconds:.1f}"))
     return "\n".join(lines)
+
+
+def with_gaps(scores: list[dict], retrained: list[list[dict]]) -> list[dict]:
+    """With Avg. Gap to the mean of the retrained models, seed by seed, where there are any."""
+    pairs = zip(scores, retrained, strict=True)
+    return [row | {"gap": average_gap(row, models)} if models else row for row, models in pairs]
+
+
+def average_gap(row: dict, models: list[dict]) -> float:
+    """Mean distance of GAP_SCORES from the mean of the models'."""
+    middle = [statistics.mean(model[key] for model in models) for key in GAP_SCORES]
+    own = [row[key] for key in GAP_SCORES]
+    return compute("gap_to_retrained", predictions=own, references=middle)["avg_gap"]
+
+
+def retrained_row(models: list[dict]) -> dict:
+    """Mean of the retrained models' scores, and as gap the mean distance of one from the others."""
+    mean = {key: statistics.mean(model[key] for model in models) for key in GAP_SCORES}
+    if len(models) > 1:
+        others = [[other for other in models if other is not model] for model in models]
+        mean["gap"] = statistics.mean(map(average_gap, models, others))
+    return mean
 
 
 def frontiers(found: dict) -> str:
@@ -254,7 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", default=["digits"])
     parser.add_argument("--places", type=Path, help="JSON file: bench -> where its data and models are")
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--groups", nargs="+", choices=GROUPS + SLOW_GROUPS, default=list(GROUPS))
     parser.add_argument("--budget", choices=BUDGETS, default="cores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/tables"))
