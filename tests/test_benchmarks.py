@@ -16,7 +16,7 @@ from cases import MODELS
 sys.path.append(str(Path(__file__).parent.parent / "examples" / "benchmarks"))
 
 from literal import influence_by_image, influence_by_label, largest_angle, stacked_bases
-from measure import command_line, in_fresh_process, peak_mb, reset_peak
+from measure import MARK, command_line, in_fresh_process, peak_mb, reset_peak
 
 from zspag_hf.grams import collect_grams
 from zspag_hf.influence import label_influence, mean_gradient
@@ -73,7 +73,9 @@ def test_the_results_hold_no_path_and_no_name_of_this_machine(results):
 
 def test_the_page_has_every_row_below_its_script(results):
     folder, found = results
+    (folder / "RESULTS.md").write_text(f"# Results\n\nBy hand.\n\n{MARK}\n\n## old.py\n")
     run("measure.py", "--results", "results.json", "--output", "RESULTS.md", cwd=folder)
+    assert (folder / "RESULTS.md").read_text().startswith(f"# Results\n\nBy hand.\n\n{MARK}\n")
     sections = (folder / "RESULTS.md").read_text().split("\n## ")[1:]
     assert [section.split("\n")[0] for section in sections] == [f"{script}.py" for script in found]
     for section, parts in zip(sections, found.values(), strict=True):

@@ -17,7 +17,8 @@ import tables
 from ablations import BASES, DEFAULT, LITERAL, PARTS, Ablation, ablate, all_rows, attack_figure, draw, rows_of
 from benches import CLASS_ROWS, IMAGE_ROWS, Bench, Training, halves, load_bench
 from models import NETWORKS
-from tables import Budget, Runner, average_gap, chosen, class_table, frontiers, image_table, retrained_row
+from pages import average_gap, class_table, frontiers, image_table, retrained_row
+from tables import Budget, Runner, chosen, of_names
 
 from zspag_hf import METHODS, PixelClassifier, UnlearningConfig
 from zspag_hf.classifier import to_pixels
@@ -312,3 +313,10 @@ def test_the_pictures_show_every_row_and_every_place():
 def quick(**options):
     small = {"proxies_per_class": 4, "attack_eps": 0.5, "max_steps": 20, "report_to": "none", "use_cpu": True}
     return UnlearningConfig(**{**small, "disable_tqdm": True, **options})
+
+
+def test_rows_by_name():
+    groups = {"zero-shot": {"a": 1, "b": 2}, "with retained data": {"c": 3}}
+    assert of_names(groups, ["b"]) == {"zero-shot": {"b": 2}}
+    with pytest.raises(UnlearningError, match="no row 'd': give some of a, b, c"):
+        of_names(groups, ["d"])

@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from measure import machine
 from models import quiet_config
-from tables import Budget, Runner, chosen, spread
+from pages import spread
+from tables import Budget, Runner, chosen
 from tqdm.auto import tqdm
 
 from zspag_hf.attacks import ATTACKS

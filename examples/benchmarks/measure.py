@@ -2,7 +2,8 @@
 
     python examples/benchmarks/measure.py
 
-writes RESULTS.md anew from results.json, which overhead.py, speed.py and scaling.py fill.
+writes the second part of RESULTS.md anew from results.json, which overhead.py, speed.py and scaling.py fill; the first
+part, on the tables of tables.py, is kept.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from zspag_hf.report import versions
 
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "results.json", HERE / "RESULTS.md"
+MARK = "<!-- from here on written by measure.py -->"
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 PRIVATE = {"--model_name_or_path": "MODEL", "--dataset_name": "DATA"}  # options whose values are left out of results
@@ -172,7 +174,7 @@ def lines(rows: list[dict]) -> list[str]:
 
 def markdown(results: dict) -> str:
     """One section a script: its table, and by which commands, on which machine, with which versions it was found."""
-    text = ["# Results"]
+    text = [MARK]
     for script, parts in results.items():
         text += ["", f"## {script}.py", "", *lines([line for part in parts.values() for line in part["rows"]]), ""]
         runs: dict[str, list[str]] = {}
@@ -195,7 +197,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TABLE)
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
-    arguments.output.write_text(markdown(results), encoding="utf-8")
+    page = arguments.output.read_text(encoding="utf-8") if arguments.output.exists() else "# Results\n\n"
+    arguments.output.write_text(page.split(MARK)[0] + markdown(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

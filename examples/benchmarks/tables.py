@@ -37,11 +37,13 @@ from benches import MORE_RATES, NO_RATE, OWN_RATE, RATES, STRONG_RATES, Bench, l
 from datasets import Dataset
 from measure import machine
 from models import quiet_config, silence
+from pages import class_table, frontiers, image_table
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from zspag_hf import UnlearningTrainer, evaluate_unlearning
 from zspag_hf.classifier import PixelClassifier
+from zspag_hf.errors import UnlearningError
 from zspag_hf.evaluation import PixelDataset
 from zspag_hf.files import write_whole
 from zspag_hf.metrics import compute
@@ -51,7 +53,6 @@ GROUPS = ("zero-shot", "with retained data")
 SLOW_GROUPS = ("zero-shot, generated images",)  # by the thousand: only when asked for
 FORGOTTEN, LOST = 0.02, 0.02  # acc_ut that counts as forgotten; accuracy that an image request may cost
 RETAINED_IMAGES = 5000  # at most, that RA is measured on
-GAP_SCORES = ("ua", "ra", "ta", "rmia")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,20 @@ BUDGETS = {
     "cores": Budget(RATES, {"max_retain_samples": 4000, "num_train_epochs": 3}),
     "gpu": Budget(MORE_RATES, {}),
 }
+
+
+def of_names(groups: dict[str, dict], names: list[str]) -> dict[str, dict]:
+    """The rows of these names alone.
+
+    Raises:
+        UnlearningError: a name that no row has.
+    """
+    known = [name for rows in groups.values() for name in rows]
+    for name in names:
+        if name not in known:
+            raise UnlearningError(f"there is no row {name!r}: give some of {', '.join(known)}.")
+    found = {group: {n: rows[n] for n in rows if n in names} for group, rows in groups.items()}
+    return {group: rows for group, rows in found.items() if rows}
 
 
 class TableTrainer(UnlearningTrainer):
@@ -90,9 +105,11 @@ class TableTrainer(UnlearningTrainer):
 class Runner:
     """Runs one bench, a cell at a time."""
 
-    def __init__(self, bench: Bench, budget: Budget, folder: Path, groups: list[str]):
+    def __init__(self, bench: Bench, budget: Budget, folder: Path, groups: list[str], rows: list[str] | None = None):
         self.bench, self.budget, self.folder = bench, budget, folder / slug(bench.name)
-        self.groups = {name: rows for name, rows in bench.rows.items() if name in groups}
+        self.groups = {name: found for name, found in bench.rows.items() if name in groups}
+        if rows is not None:
+            self.groups = of_names(self.groups, rows)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parts, self.retrained = cache(bench.parts), cache(bench.retrained)
         self.known: dict[tuple, PixelDataset | np.ndarray] = {}
@@ -303,104 +320,18 @@ def chosen(frontier: list[dict], before: dict) -> dict:
     return max(frontier, key=lambda cell: cell["validation"]["ta"])
 
 
-# ---------------------------------------------------------------------------------------------------------- the page
-
-
-def spread(values: list[float | None]) -> str:
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
-
-
-def class_table(groups: dict, found: dict, reports: list[dict]) -> str:
-    columns = ("acc_rt", "acc_ut", "js_ut", "mia_entropy", "relearn")
-    lines = ["| method | rate | " + " | ".join(columns) + " | seconds |", "|---" * (len(columns) + 3) + "|"]
-
-    def line(title: str, name: str, rate: str, seconds: str) -> str:
-        cells = [spread([report[name].get(key) for report in reports if report.get(name)]) for key in columns]
-        return f"| {title} | {rate} | " + " | ".join(cells) + f" | {seconds} |"
-
-    lines += [line(name, name, "", "") for name in ("original", "masked", "retrained") if reports[0].get(name)]
-    for group, rows in groups.items():
-        lines.append(f"| *{group}* |" + " |" * (len(columns) + 2))
-        for name in rows:
-            row = found["rows"][name]
-            seconds = statistics.mean(cell["seconds"] for cell in row["cells"])
-            lines.append(line(name, name, "" if row["rate"] is None else f"{row['rate']:g}", f"{seconds:.1f}"))
-    return "\n".join(lines)
-
-
-def image_table(groups: dict, found: dict) -> str:
-    """AMUN's columns where there are retrained models; else UA, TA and the AUC of the loss."""
-    retrained = found["retrained"]
-    columns = {"ua": "UA", "ta": "TA", "auc": "membership AUC"}
-    if all(retrained):
-        columns = {"ua": "UA", "ra": "RA", "ta": "TA", "rmia": "RMIA AUC", "gap": "Avg. Gap"}
-    lines = [f"| method | rate | {' | '.join(columns.values())} | seconds |", "|---" * (len(columns) + 3) + "|"]
-
-    def line(title: str, rate: float | None, scores: list[dict], seconds: str = "") -> str:
-        cells = [spread([row.get(key) for row in scores]) for key in columns]
-        return f"| {title} | {'' if rate is None else f'{rate:g}'} | " + " | ".join(cells) + f" | {seconds} |"
-
-    lines.append(line("original", None, with_gaps(found["originals"], retrained)))
-    if all(retrained):
-        lines.append(line("retrained", None, [retrained_row(models) for models in retrained]))
-    for group, rows in groups.items():
-        lines.append(f"| *{group}* |" + " |" * (len(columns) + 2))
-        for name in rows:
-            row = found["rows"][name]
-            seconds = statistics.mean(cell["seconds"] for cell in row["cells"])
-            scores = with_gaps([cell["test"] for cell in row["cells"]], retrained)
-            lines.append(line(name, row["rate"], scores, f"{seconds:.1f}"))
-    return "\n".join(lines)
-
-
-def with_gaps(scores: list[dict], retrained: list[list[dict]]) -> list[dict]:
-    """With Avg. Gap to the mean of the retrained models, seed by seed, where there are any."""
-    pairs = zip(scores, retrained, strict=True)
-    return [row | {"gap": average_gap(row, models)} if models else row for row, models in pairs]
-
-
-def average_gap(row: dict, models: list[dict]) -> float:
-    """Mean distance of GAP_SCORES from the mean of the models'."""
-    middle = [statistics.mean(model[key] for model in models) for key in GAP_SCORES]
-    own = [row[key] for key in GAP_SCORES]
-    return compute("gap_to_retrained", predictions=own, references=middle)["avg_gap"]
-
-
-def retrained_row(models: list[dict]) -> dict:
-    """Mean of the retrained models' scores, and as gap the mean distance of one from the others."""
-    mean = {key: statistics.mean(model[key] for model in models) for key in GAP_SCORES}
-    if len(models) > 1:
-        others = [[other for other in models if other is not model] for model in models]
-        mean["gap"] = statistics.mean(map(average_gap, models, others))
-    return mean
-
-
-def frontiers(found: dict) -> str:
-    """Every rate that was tried, on the validation half."""
-    lines = ["| method | rate | scores on the validation half |", "|---|---|---|"]
-    for name, row in found["rows"].items():
-        for cell in row["frontier"]:
-            scores = ", ".join(f"{key} {value:.3f}" for key, value in cell["validation"].items())
-            rate = "own" if cell["rate"] is None else f"{cell['rate']:g}"
-            lines.append(f"| {name} | {rate} | {scores} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", default=["digits"])
     parser.add_argument("--places", type=Path, help="JSON file: bench -> where its data and models are")
     parser.add_argument("--groups", nargs="+", choices=GROUPS + SLOW_GROUPS, default=list(GROUPS))
+    parser.add_argument("--rows", nargs="+", help="of these groups only the rows of these names")
     parser.add_argument("--budget", choices=BUDGETS, default="cores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/tables"))
     arguments = parser.parse_args()
     for bench in load_benches(arguments.benches, read_places(arguments.places), arguments.output_dir):
-        runner = Runner(bench, BUDGETS[arguments.budget], arguments.output_dir, arguments.groups)
+        runner = Runner(bench, BUDGETS[arguments.budget], arguments.output_dir, arguments.groups, arguments.rows)
         found = runner.run(arguments.seeds)
         text = f"# {bench.name}\n\n"
         if bench.classes is None:
