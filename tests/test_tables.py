@@ -17,7 +17,7 @@ import tables
 from ablations import BASES, DEFAULT, LITERAL, PARTS, Ablation, ablate, all_rows, attack_figure, draw, rows_of
 from benches import CLASS_ROWS, IMAGE_ROWS, Bench, Training, halves, load_bench
 from models import NETWORKS
-from pages import average_gap, class_table, frontiers, image_table, retrained_row
+from pages import PUBLISHED, average_gap, class_table, frontiers, image_table, retrained_row
 from tables import Budget, Runner, chosen, of_names
 
 from zspag_hf import METHODS, PixelClassifier, UnlearningConfig
@@ -320,3 +320,14 @@ def test_rows_by_name():
     assert of_names(groups, ["b"]) == {"zero-shot": {"b": 2}}
     with pytest.raises(UnlearningError, match="no row 'd': give some of a, b, c"):
         of_names(groups, ["d"])
+
+
+def test_published_figures_stand_beside_and_have_a_row():
+    rows = {name for group in CLASS_ROWS.values() for name in group} | {"original", "retrained"}
+    assert all(set(figures) <= rows for figures in PUBLISHED.values())
+    report = {"original": {"acc_rt": 0.5}, "a": {"acc_rt": 0.25}}
+    found = {"rows": {"a": {"rate": 0.1, "cells": [{"seconds": 2}]}}}
+    lines = class_table({"g": {"a": {}}}, found, [report], {"original": "83.8 / 64.0"}).split("\n")
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[0].endswith("| published, % |") and lines[2].endswith("| 83.8 / 64.0 |")
+    assert lines[-1].startswith("| a | 0.1 | 0.250 |")

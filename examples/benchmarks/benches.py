@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, load_dataset
 from models import NETWORKS, digits_dataset, digits_model, quiet_config, silence, train_classifier
+from pages import PUBLISHED
 from transformers import PreTrainedModel
 
 from zspag_hf.adapter import ModuleClassifier
@@ -97,6 +98,7 @@ class Bench:
         retrained: seed -> models trained without what is forgotten.
         references: seed -> further such models, that RMIA measures a probability against; for images alone.
         saved: folder of a model -> what :func:`zspag_hf.evaluate_unlearning` takes for it.
+        published: the data set that this one stands for in the paper's table 1, where there is one.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Bench:
     retrained: Callable[[int], list] = lambda seed: []
     references: Callable[[int], list] = lambda seed: []
     saved: Callable[[str], str | PreTrainedModel] = lambda folder: folder
+    published: str | None = None
 
     @property
     def rows(self) -> dict[str, dict[str, dict]]:
@@ -318,6 +321,7 @@ def load_benches(names: list[str], places: dict[str, dict], folder: Path) -> lis
 
 
 def load_bench(name: str, places: dict[str, dict], folder: Path) -> Bench:
+    """One of them; any entry may say which data set of the paper it stands for: "published": "CIFAR-10"."""
     if name in OWN_BENCHES:
         return OWN_BENCHES[name](folder)
     if name not in places:
@@ -326,12 +330,16 @@ def load_bench(name: str, places: dict[str, dict], folder: Path) -> Bench:
     place = dict(places[name])
     if ("classes" in place) == ("share" in place):
         raise UnlearningError(f'{name!r}: give "classes", a list of labels, or "share", of the training images.')
+    published = place.pop("published", None)
+    if published not in (None, *PUBLISHED):
+        raise UnlearningError(f"{name!r}: nothing was published of {published!r}: give one of {', '.join(PUBLISHED)}.")
     if "train" in place:
-        return place_with_training(name, folder, **place)
+        return replace(place_with_training(name, folder, **place), published=published)
     if "share" in place:
         return image_bench(name, place["data"], place["model"], place["share"])
     most, retrained = place.get("most", 1000), place.get("retrained", [])
-    return class_bench(name, place["data"], place["model"], place["classes"], retrained, most)
+    bench = class_bench(name, place["data"], place["model"], place["classes"], retrained, most)
+    return replace(bench, published=published)
 
 
 def read_places(path: Path | None) -> dict[str, dict]:

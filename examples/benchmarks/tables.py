@@ -12,6 +12,8 @@ models that are retrained without what is forgotten:
      "faces": {"data": "user/faces", "train": "resnet", "classes": ["ada", "grace"], "side": 64, "epochs": 100},
      "digits of a VGG": {"data": "digits", "train": "vgg", "classes": ["3"]}}
 
+With ``"published": "CIFAR-10"`` in an entry the paper's figures for that data set stand beside.
+
 Of images at random a table has AMUN's columns where there are retrained models: UA, accuracy on other training images
 (RA) and on test images (TA), the ROC area of RMIA between forgotten and test images, and the mean distance of the four
 from a retrained model's; on the row of the retrained models the mean distance of one from the others.
@@ -37,7 +39,7 @@ from benches import MORE_RATES, NO_RATE, OWN_RATE, RATES, STRONG_RATES, Bench, l
 from datasets import Dataset
 from measure import machine
 from models import quiet_config, silence
-from pages import class_table, frontiers, image_table
+from pages import PUBLISHED, class_table, frontiers, image_table
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
@@ -338,7 +340,7 @@ def main() -> None:
             text += image_table(runner.groups, found)
         else:
             reports = [runner.evaluated(found, seed, place) for place, seed in enumerate(arguments.seeds)]
-            text += class_table(runner.groups, found, reports)
+            text += class_table(runner.groups, found, reports, PUBLISHED.get(bench.published))
         facts = machine()
         text += f"\n\n{facts['cpu']}, {facts['cores']} cores; seeds {arguments.seeds}; budget {arguments.budget}."
         text += f"\n\n## Rates\n\n{frontiers(found)}\n"
