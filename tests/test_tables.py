@@ -15,10 +15,10 @@ import ablations
 import benches
 import tables
 from ablations import BASES, DEFAULT, LITERAL, PARTS, Ablation, ablate, all_rows, attack_figure, draw, rows_of
-from benches import CLASS_ROWS, IMAGE_ROWS, Bench, Training, halves, load_bench
+from benches import CLASS_ROWS, IMAGE_ROWS, STRONG_RATES, Bench, Training, halves, load_bench
 from models import NETWORKS
 from pages import PUBLISHED, average_gap, class_table, frontiers, image_table, retrained_row
-from tables import Budget, Runner, chosen, of_names
+from tables import Budget, Runner, TableTrainer, chosen, of_names
 
 from zspag_hf import METHODS, PixelClassifier, UnlearningConfig
 from zspag_hf.classifier import to_pixels
@@ -331,3 +331,34 @@ def test_published_figures_stand_beside_and_have_a_row():
     assert len({line.count("|") for line in lines}) == 1
     assert lines[0].endswith("| published, % |") and lines[2].endswith("| 83.8 / 64.0 |")
     assert lines[-1].startswith("| a | 0.1 | 0.250 |")
+
+
+def test_the_grid_has_the_published_rate_and_larger_ones_under_a_hard_constraint(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "quiet_config", quick)
+    runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, [])
+    assert runner.rates("NegGrad-zs", {"method": "neggrad"}) == [5e-5, *BUDGET.rates]
+    assert runner.rates("UNSC", {"method": "unsc"}) == sorted([*BUDGET.rates, 0.04, *STRONG_RATES])
+    assert runner.rates("ZS-PAG, literal", {"method": "zspag", "variant": "paper"}) == [*BUDGET.rates, *STRONG_RATES]
+    assert runner.rates("ZS-PAG", {"method": "zspag"}) == [None]
+
+
+def test_a_run_that_ends_in_an_error_costs_its_row_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "quiet_config", quick)
+    row = {"method": "random_labels", "max_steps": 2}
+    rows = {"zero-shot": {"random labels (FT-zs)": row, "SSD-zs": {"method": "ssd"}}}
+    monkeypatch.setattr(Bench, "rows", property(lambda self: rows))
+    train = TableTrainer.train
+
+    def failing(self, *given):
+        if self.args.method == "ssd":
+            raise UnlearningError("nothing to damp")
+        return train(self, *given)
+
+    monkeypatch.setattr(TableTrainer, "train", failing)
+    runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, list(rows))
+    found = runner.run([0])
+    text = class_table(runner.groups, found, [runner.evaluated(found, 0, 0)])
+    assert next(line for line in text.splitlines() if line.startswith("| SSD-zs |")).count("| - ") == 6
+    assert "| SSD-zs | own | nothing to damp |" in frontiers(found)
+    with pytest.raises(ValueError, match="holds a run with"):
+        runner.cell("random labels (FT-zs)", row | {"max_steps": 3}, 0, BUDGET.rates[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from zspag_hf.loading import load_classifier
 FREE = {"adaptive": False, "constraint": "none"}
 RATES = (1e-4, 1e-3, 1e-2)  # of the grid that AMUN's authors search, 1e-5 to 1e-1, as far as two cores go
 MORE_RATES = (1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1)
-STRONG_RATES = (0.3, 1.0, 3.0)  # of the literal form besides: a hard projection leaves little of a step
+STRONG_RATES = (0.3, 1.0, 3.0)  # of a hard constraint besides, which leaves little of a step
 
 # row -> options; those under "zero-shot" never see retained data
 CLASS_ROWS = {
@@ -136,6 +137,11 @@ def halves(test: Dataset) -> tuple[Dataset, Dataset]:
 def of_classes(data: Dataset, classes: list[str]) -> list[int]:
     names = data.features["label"].names
     return np.flatnonzero(np.isin(data["label"][:], [names.index(name) for name in classes])).tolist()
+
+
+def rows_hash(rows: Sequence[int]) -> str:
+    """Names rows in a folder's name, which could not tell some labels apart."""
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:12]
 
 
 def of_share(data: Dataset, share: float, seed: int) -> list[int]:
@@ -303,7 +309,7 @@ def place_with_training(
         rows, what = lambda seed: of_share(images, share, seed), lambda seed: f"random-{100 * share:g}-{seed}"
     else:
         chosen = of_classes(images, classes)
-        rows, what = lambda seed: chosen, lambda seed: slug("without " + " ".join(classes))
+        rows, what = lambda seed: chosen, lambda seed: f"without-{rows_hash(chosen)}"
     return trained_bench(name, training, test, rows, classes, what)
 
 

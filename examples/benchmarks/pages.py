@@ -85,9 +85,14 @@ def class_table(groups: dict, found: dict, reports: list[dict], published: dict[
         lines.append(f"| *{group}* |" + " |" * (len(names) - 1))
         for name in rows:
             row = found["rows"][name]
-            seconds = statistics.mean(cell["seconds"] for cell in row["cells"])
-            lines.append(line(name, name, "" if row["rate"] is None else f"{row['rate']:g}", f"{seconds:.1f}"))
+            seconds = mean_seconds(row["cells"])
+            lines.append(line(name, name, "" if row["rate"] is None else f"{row['rate']:g}", seconds))
     return "\n".join(lines)
+
+
+def mean_seconds(cells: list[dict]) -> str:
+    took = [cell["seconds"] for cell in cells if "error" not in cell]
+    return f"{statistics.mean(took):.1f}" if took else "-"
 
 
 def image_table(groups: dict, found: dict) -> str:
@@ -109,9 +114,9 @@ def image_table(groups: dict, found: dict) -> str:
         lines.append(f"| *{group}* |" + " |" * (len(columns) + 2))
         for name in rows:
             row = found["rows"][name]
-            seconds = statistics.mean(cell["seconds"] for cell in row["cells"])
-            scores = with_gaps([cell["test"] for cell in row["cells"]], retrained)
-            lines.append(line(name, row["rate"], scores, f"{seconds:.1f}"))
+            ended = [i for i, cell in enumerate(row["cells"]) if "error" not in cell]
+            scores = with_gaps([row["cells"][i]["test"] for i in ended], [retrained[i] for i in ended])
+            lines.append(line(name, row["rate"], scores, mean_seconds(row["cells"])))
     return "\n".join(lines)
 
 
@@ -138,11 +143,11 @@ def retrained_row(models: list[dict]) -> dict:
 
 
 def frontiers(found: dict) -> str:
-    """Every rate that was tried, on the validation half."""
+    """Every rate that was tried, on the validation half, or why there is nothing."""
     lines = ["| method | rate | scores on the validation half |", "|---|---|---|"]
     for name, row in found["rows"].items():
         for cell in row["frontier"]:
-            scores = ", ".join(f"{key} {value:.3f}" for key, value in cell["validation"].items())
+            scores = cell.get("error") or ", ".join(f"{key} {value:.3f}" for key, value in cell["validation"].items())
             rate = "own" if cell["rate"] is None else f"{cell['rate']:g}"
             lines.append(f"| {name} | {rate} | {scores} |")
     return "\n".join(lines)

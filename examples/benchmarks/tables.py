@@ -43,7 +43,7 @@ from pages import PUBLISHED, class_table, frontiers, image_table
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from zspag_hf import UnlearningTrainer, evaluate_unlearning
+from zspag_hf import UnlearningConfig, UnlearningTrainer, evaluate_unlearning
 from zspag_hf.classifier import PixelClassifier
 from zspag_hf.errors import UnlearningError
 from zspag_hf.evaluation import PixelDataset
@@ -59,7 +59,7 @@ RETAINED_IMAGES = 5000  # at most, that RA is measured on
 
 @dataclass(frozen=True)
 class Budget:
-    """rates to try; options of methods with retained data; images at most that a request forgets."""
+    """rates to try; options of methods with retained data."""
 
     rates: tuple[float, ...]
     retained: dict
@@ -126,21 +126,29 @@ class Runner:
         return trainer
 
     def cell(self, row: str, options: dict, seed: int, rate: float | None) -> dict:
-        """Accuracies on both halves, seconds, and the folder of the model; read where it was run before."""
+        """Accuracies on both halves, seconds, and the folder of the model; read where it was run before.
+
+        Raises:
+            UnlearningError: the method's own.
+            ValueError: the folder holds a run of other options.
+        """
         place = self.folder / slug(f"{row} {seed} {rate or ''}")
         known = place / "cell.json"
-        if known.exists():
-            return json.loads(known.read_text())
+        if self.config(options).with_retain:
+            options = self.budget.retained | options
         options = options | ({} if rate is None else {"learning_rate": rate})
+        if known.exists():
+            record = json.loads(known.read_text())
+            if record["options"] != options:
+                raise ValueError(f"{place} holds a run with {record['options']}, not {options}: give a new folder.")
+            return record
         with silence() as folder:
-            config = quiet_config(forget_classes=self.bench.classes, output_dir=folder, **options)
-            if config.with_retain:
-                options = self.budget.retained | options
             start = time.perf_counter()
             trainer = self.trainer(options, seed, folder)
             trainer.train()
             seconds = sum(took for stage, took in trainer.timings.items() if stage != "total")
-            record = {"row": row, "seed": seed, "rate": rate, "seconds": seconds, "model": str(place)}
+            record = {"row": row, "seed": seed, "rate": rate, "options": options, "seconds": seconds}
+            record["model"] = str(place)
             record["whole_seconds"] = time.perf_counter() - start
             record |= {half: self.scores(trainer, half) for half in ("validation", "test")}
             if trainer.report.proxies is not None:
@@ -149,6 +157,16 @@ class Runner:
             trainer.processing_class.save_pretrained(place)
         write_whole(str(known), json.dumps(record).encode())
         return record
+
+    def attempt(self, row: str, options: dict, seed: int, rate: float | None) -> dict:
+        """A cell, or why there is none."""
+        try:
+            return self.cell(row, options, seed, rate)
+        except UnlearningError as error:
+            return {"row": row, "seed": seed, "rate": rate, "error": str(error)}
+
+    def config(self, options: dict) -> UnlearningConfig:
+        return quiet_config(forget_classes=self.bench.classes, **options)
 
     def original(self, seed: int) -> dict:
         """The scores before anything is forgotten."""
@@ -237,12 +255,15 @@ class Runner:
         return self.known["kept", seed]
 
     def rates(self, row: str, options: dict) -> list[float | None]:
+        """The budget's, the published one, and larger ones under a hard constraint."""
         if row in OWN_RATE or options["method"] in NO_RATE:
             return [None]
-        return [*self.budget.rates, *(STRONG_RATES if options.get("variant") == "paper" else ())]
+        config, labels = self.config(options), self.bench.model(0)[0].config.num_labels
+        published = [] if config.method == "zspag" else [config.published(labels)["learning_rate"]]
+        return sorted({*self.budget.rates, *published, *(STRONG_RATES if config.constraint == "hard" else ())})
 
     def frontier(self, row: str, options: dict, seed: int) -> list[dict]:
-        return [self.cell(row, options, seed, rate) for rate in self.rates(row, options)]
+        return [self.attempt(row, options, seed, rate) for rate in self.rates(row, options)]
 
     def run(self, seeds: list[int]) -> dict:
         """Every row at the rate chosen with the first seed, for all seeds, and the frontier that it was chosen from."""
@@ -251,9 +272,11 @@ class Runner:
         found = {}
         for name, options in tqdm(rows.items(), desc=self.bench.name):
             frontier = self.frontier(name, options, seeds[0])
-            best = chosen(frontier, before)
-            found[name] = {"frontier": frontier, "rate": best["rate"]}
-            found[name]["cells"] = [self.cell(name, options, seed, best["rate"]) for seed in seeds]
+            found[name] = {"frontier": frontier, "rate": None, "cells": []}
+            ended = [cell for cell in frontier if "error" not in cell]
+            if ended:
+                rate = found[name]["rate"] = chosen(ended, before)["rate"]
+                found[name]["cells"] = [self.attempt(name, options, seed, rate) for seed in seeds]
         found = {"rows": found, "before": before}
         if self.bench.classes is None:
             found["originals"] = [self.original(seed)["test"] for seed in seeds]
@@ -261,9 +284,10 @@ class Runner:
         return found
 
     def evaluated(self, found: dict, seed: int, place: int) -> dict:
-        """All rows of one seed in one report: :func:`zspag_hf.evaluate_unlearning`."""
+        """All rows of one seed in one report: :func:`zspag_hf.evaluate_unlearning`; those without an error."""
         known = self.folder / f"report-{seed}.json"
-        models = {name: row["cells"][place]["model"] for name, row in found["rows"].items()}
+        cells = {name: row["cells"][place] for name, row in found["rows"].items() if row["cells"]}
+        models = {name: cell["model"] for name, cell in cells.items() if "error" not in cell}
         if known.exists():
             rows = json.loads(known.read_text())
             if all(rows.get(name, {}).get("model") == model for name, model in models.items()):
