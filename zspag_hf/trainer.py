@@ -42,6 +42,7 @@ from .heartbeat import heartbeat
 from .labels import check_dataset, class_names, distinct, model_labels, reconcile_labels
 from .layers import constrained_layers, head_name
 from .loading import inherited_card, resolve_model, source_of
+from .memory import return_large_blocks
 from .methods import METHODS, Plan
 from .methods.stages import confine
 from .metrics import compute
@@ -278,6 +279,7 @@ class UnlearningTrainer(StagedTrainer):
     def run_stages(self, resume: bool | str, trial, ignore_keys_for_eval) -> TrainOutput:
         """What stands in ``method.prepare``, then the steps; finished stages are taken from the cache on ``resume``."""
         start = time.perf_counter()
+        return_large_blocks()
         self.timings.clear()
         if resume:
             self.rewind()
