@@ -1,8 +1,10 @@
 """Bad requests and runs: what to forget, where to write, and what goes wrong on the way."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from errors_case import (
     CAT,
@@ -27,10 +29,10 @@ from zspag_hf import FastClip, spectral_norms
 from zspag_hf.adapter import ModuleClassifier, ModuleConfig
 from zspag_hf.checks import check_checkpoint
 from zspag_hf.classifier import PixelClassifier
-from zspag_hf.jobs import Job
+from zspag_hf.jobs import BASELINES, Job
 from zspag_hf.jobs import run as run_job
 from zspag_hf.proxies import make_proxies
-from zspag_hf.sharding import SHARDED, check_sharding, check_unsharded
+from zspag_hf.sharding import SHARDED, check_parameters, check_sharding, check_unsharded
 
 RETRAIN = {"method": "retrain", "retain": images([0, 1, 3, 4], seed=9)}
 ENTRY = {"classes": [CAT], "date": "2026-01-01"}
@@ -120,13 +122,47 @@ def saving_shards(_folder: Path):
     plugin.activation_checkpointing, plugin.ignored_modules = False, None
     accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), parallelism_config=None)
     args = SimpleNamespace(method="zspag", save_strategy="epoch", bf16=False)
-    return check_sharding(accelerator, args, tiny_model(), None)
+    return check_sharding(accelerator, args, tiny_model(), None, [])
 
 
 def sharded_again(_folder: Path):
     model = tiny_model()
     SHARDED.add(model)
     return check_unsharded(model)
+
+
+def unshardable(change):
+    """A feed: a model that FSDP2 cannot shard, after the change."""
+
+    def feed(_folder: Path):
+        model = tiny_model()
+        change(model)
+        return check_parameters(model)
+
+    return feed
+
+
+def add_scalar(model) -> None:
+    model.vit.scale = nn.Parameter(torch.ones(()))
+
+
+def tie_two_layers(model) -> None:
+    first, second = model.vit.layers
+    second.mlp.fc1.weight = first.mlp.fc1.weight
+
+
+def in_training(folder: Path):
+    """A run as FSDP2 has it while it trains."""
+    run = trainer(folder)
+    run.is_fsdp_enabled = True
+    return run
+
+
+def compared_under_fsdp(folder: Path):
+    job = Job(tiny_model(), tiny_processor(), images([2] * 12), images([0, 1, 2, 3, 4], seed=5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "ACCELERATE_USE_FSDP", "true")
+        return run_job(job, config(folder), BASELINES["few"], "quick")
 
 
 def compared_without_retain(folder: Path):
@@ -239,6 +275,21 @@ TRAINING = [
         "multi_gpu.yaml",
     ),
     Case("checkpoints under FSDP2", saving_shards, "save_strategy='epoch'", "multi_gpu.yaml"),
+    Case("saving while FSDP2 trains", lambda run: run.save_model(), "saves nothing", "save_strategy='no'", in_training),
+    Case("another method beside FSDP2", compared_under_fsdp, "method='random_labels'", "multi_gpu.yaml"),
+    Case("a scalar for FSDP2", unshardable(add_scalar), "'vit.scale'", "the shape (1,)"),
+    Case(
+        "channels last for FSDP2",
+        unshardable(lambda model: model.to(memory_format=torch.channels_last)),
+        "'vit.embeddings.patch_embeddings.projection.weight'",
+        "torch.contiguous_format",
+    ),
+    Case(
+        "a weight of two layers for FSDP2",
+        unshardable(tie_two_layers),
+        "'vit.layers.0.mlp.fc1.weight' and 'vit.layers.1.mlp.fc1.weight'",
+        "a weight of its own",
+    ),
     Case("a model that FSDP2 trained", sharded_again, "ViTForImageClassification", "copy.deepcopy"),
     Case(
         "a checkpoint for FSDP2", lambda _: check_checkpoint("run/checkpoint-4", True), "run/checkpoint-4", "Give True"

@@ -21,16 +21,18 @@ from tiny import config, images, tiny_model, tiny_processor
 from tiny_runs import leak
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
-from zspag_hf import UnlearningError, UnlearningTrainer
+from zspag_hf import FastClip, UnlearningError, UnlearningTrainer, jobs
 from zspag_hf.constraint import HardConstraint, SoftConstraint, attach
 from zspag_hf.layers import as_layer
 from zspag_hf.processes import rank_and_size
-from zspag_hf.sharding import own_rows, sharded, whole
+from zspag_hf.sharding import own_rows, sharded, unsharded
 from zspag_hf.subspaces import Basis
 
 BEE = {"forget_classes": ["bee"]}  # the class that the tiny models see in random images
+FORGET, TEST = images([1] * 13, seed=1), images([0, 1, 2, 3, 4, 1, 2] * 3, seed=3)
 HARD = {"adaptive": False, "learning_rate": 0.005, "constraint": "hard", "energy_threshold": 0.9, **BEE}
 JOBS = {
     "adaptive": {"max_steps": 20, "eval_strategy": "steps", "eval_steps": 7, **BEE},
@@ -48,33 +50,69 @@ JOBS = {
 }
 
 
-def make_trainer(folder, options) -> UnlearningTrainer:
+def make_settings(folder, options):
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    return config(folder, per_device_train_batch_size=6 // size, per_device_eval_batch_size=4, **options)
+
+
+def told_of_gpus(model, settings, *given, **options) -> UnlearningTrainer:
+    """The trainer; a new configuration takes back what accelerate was told, and the first trainer makes FSDP of it."""
+    assert settings.device.type == "cpu"
+    if PartialState().distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return UnlearningTrainer(model, settings, *given, **options)
+
+
+def make_trainer(folder, options, callbacks=None) -> UnlearningTrainer:
     options = dict(options)
     model = tiny_model(options.pop("family", "vit"))
-    settings = config(folder, per_device_train_batch_size=6 // size, per_device_eval_batch_size=4, **options)
-    assert settings.device.type == "cpu"
-    if size > 1:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    test = images([0, 1, 2, 3, 4, 1, 2] * 3, seed=3)
-    return UnlearningTrainer(model, settings, images([1] * 13, seed=1), test, processing_class=tiny_processor())
+    given = {"processing_class": tiny_processor(), "callbacks": callbacks}
+    return told_of_gpus(model, make_settings(folder, options), FORGET, TEST, **given)
+
+
+class AfterOneStep(TrainerCallback):
+    """Calls something once, with the control, between the first step and the second."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 1:
+            self.call(control)
 
 
 def weights(run) -> dict:
     return {name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}
 
 
+def watched(run, name: str) -> set[str]:
+    """The kinds of weight that a method of the trainer meets from now on."""
+    seen, method = set(), getattr(run, name)
+
+    def look(*given, **options):
+        seen.add(type(run.layers[run.head].weight).__name__)
+        return method(*given, **options)
+
+    setattr(run, name, look)
+    return seen
+
+
 def job(name, folder):
     """Weights of one run, and what it read, chose and counts."""
     run = make_trainer(folder / name, JOBS[name])
     before = run.evaluate()
-    kinds, step = set(), run.training_step
-    run.training_step = lambda *given: kinds.add(type(run.layers[run.head].weight)) or step(*given)
+    kinds = {name: watched(run, name) for name in ("training_step", "prediction_step")}
+    read = [before]
+    run.add_callback(AfterOneStep(lambda _: read.append(run.predict(TEST).metrics)))
     run.train()
-    metrics = run.evaluate()
+    read.append(run.evaluate())
     run.save_model()
-    counts = [{key: value for key, value in one.items() if "acc" in key} for one in (before, metrics)]
-    facts = {"kinds": [kind.__name__ for kind in kinds], "model": type(run.model).__name__, "counts": counts}
+    counts = [{key: value for key, value in one.items() if "acc" in key} for one in read]
+    facts = {
+        "kinds": {name: list(seen) for name, seen in kinds.items()},
+        "model": type(run.model).__name__,
+        "counts": counts,
+    }
     facts |= {"curve": run.report.curve, "leak": leak(run) if name.startswith("hard") else None}
     copy.deepcopy(run.model)(pixel_values=torch.zeros(1, 3, 8, 8)).logits.sum().backward()
     return weights(run), facts
@@ -174,7 +212,7 @@ def every_architecture() -> None:
                     assert difference < 1e-4 * largest, (case.name, name, difference, largest)
                     with torch.no_grad():
                         parameter.mul_(1.5)
-            with whole(model), torch.no_grad():
+            with unsharded(model), torch.no_grad():
                 before = [p.clone() for p in model.parameters()]
                 for _ in range(1 + rank):  # not as many in each process
                     model(pixel_values=pixels)
@@ -185,18 +223,120 @@ def every_architecture() -> None:
             assert torch.equal(parameter, one + 0.25), (case.name, name)
 
 
+class Block(nn.Module):
+    """Two layers of one weight, and a list of blocks within."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.inner = nn.ModuleList([nn.Linear(6, 6)])
+
+    def forward(self, x):
+        return self.inner[0](self.second(torch.tanh(self.first(x))))
+
+
+class Repeating(nn.Module):
+    """One block twice."""
+
+    def __init__(self):
+        super().__init__()
+        block = Block()
+        self.layers, self.head = nn.ModuleList([block, block]), nn.Linear(6, 6)
+
+    def forward(self, x):
+        for block in self.layers:
+            x = block(x)
+        return self.head(x)
+
+
+def repeating_network() -> Repeating:
+    torch.manual_seed(0)
+    return Repeating()
+
+
+def shared_in_a_block() -> None:
+    """Steps on weights that a block shares, or that are called twice, are those of the whole model."""
+    rank, size = rank_and_size()
+    inputs = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    found = []
+    for split in (False, True):
+        model = repeating_network()
+        with sharded(model) if split else torch.enable_grad():
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(inputs[rank::size] if split else inputs).square().mean().backward()
+                optimizer.step()
+        assert model.layers[0].first.weight is model.layers[1].second.weight
+        found.append(model.state_dict())
+    start = repeating_network().state_dict()
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n} {m}")
+        assert (weight - start[name]).abs().max() > 1e-4, name
+
+
+def after_an_error() -> None:
+    """The model is whole, with the weights with which it was so last; a parameter that was replaced is an error."""
+    model = odd_network()
+    expected = {name: p + 1 for name, p in model.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), sharded(model), torch.no_grad():
+        with unsharded(model):
+            for parameter in model.parameters():
+                parameter.add_(1)
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        1 / 0  # noqa: B018
+    assert all(torch.equal(p, expected[name]) for name, p in model.state_dict().items())
+    assert type(model) is nn.Sequential and not any(isinstance(p, DTensor) for p in model.parameters())
+    other = odd_network()
+    with pytest.raises(RuntimeError, match="'bias' of Linear was replaced by a Parameter"), sharded(other):
+        other[5].bias = nn.Parameter(torch.zeros(1))
+    assert type(other[5].bias) is nn.Parameter and torch.equal(other[5].bias, odd_network()[5].bias)
+
+
+def beside(folder) -> None:
+    """Settings beside a run leave it as it is alone, and each trains; those of other methods are refused at once."""
+    settings = make_settings(folder / "beside", JOBS["hard"])
+    job = jobs.Job(tiny_model(), tiny_processor(), FORGET, TEST)
+    with pytest.raises(UnlearningError, match="'random' is of method='random_labels', which does not go with FSDP2"):
+        jobs.run(job, settings, {"other": {}, "random": {"method": "random_labels"}}, "quick", save=False)
+    assert not (folder / "beside" / "out" / "_stages").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "UnlearningTrainer", told_of_gpus)
+        run = jobs.run(job, settings, {"few steps": {"max_steps": 2}}, "quick", save=False)
+    alone = make_trainer(folder / "alone", JOBS["hard"])
+    alone.train()
+    assert all(torch.equal(tensor, weights(alone)[name]) for name, tensor in weights(run).items())
+    few, whole, start = ({**run.report.models[name], "seconds": 0} for name in ("few steps", "unlearned", "original"))
+    assert few != whole and few != start, "trained, and otherwise"
+
+
 def refusals(folder) -> None:
     """What the constructor and train() say under FSDP2."""
     with pytest.raises(UnlearningError, match="save_strategy='steps' does not go with FSDP2"):
         make_trainer(folder / "saving", {**JOBS["hard"], "save_strategy": "steps"})
     run = make_trainer(folder / "diverging", {**HARD, "constraint": "none", "learning_rate": 1e30, "max_steps": 9})
-    start = weights(run)
-    start = {name: tensor.clone() for name, tensor in start.items()}
     with pytest.raises(UnlearningError, match=r"not finite at step \d: the output of its layer|another process tells"):
         run.train()
-    assert weights(run).keys() == start.keys() and not run.is_fsdp_enabled
+    assert type(run.model).__name__ == "ViTForImageClassification" and not run.is_fsdp_enabled
+    assert not any(isinstance(parameter, DTensor) for parameter in run.model.parameters())
     with pytest.raises(UnlearningError, match="ViTForImageClassification was sharded by FSDP2 before"):
         run.train()
+    free = {**HARD, "constraint": "none", "max_steps": 2}
+    with pytest.raises(UnlearningError, match="the callback FastClip, which must see whole weights"):
+        make_trainer(folder / "clipped", free, [FastClip()])
+    run = make_trainer(folder / "clipped later", free)
+    run.add_callback(FastClip)
+    with pytest.raises(UnlearningError, match="the callback FastClip, which must see whole weights"):
+        run.train()
+    assert not (folder / "clipped later" / "out" / "_stages").exists(), "no stage ran"
+    asking = AfterOneStep(lambda control: setattr(control, "should_save", True))
+    run = make_trainer(folder / "asking", free, [asking])
+    with pytest.raises(UnlearningError, match="FSDP2 saves nothing while it trains: leave save_strategy='no'"):
+        run.train()
+    assert type(run.model.classifier.weight) is nn.Parameter
+    assert not list((folder / "asking" / "out").glob("checkpoint-*"))
     with pytest.raises(UnlearningError, match="FSDP2 cannot go on from a checkpoint"):
         make_trainer(folder / "resumed", JOBS["hard"]).train(resume_from_checkpoint=str(folder))
     os.environ |= {"FSDP_VERSION": "1", "FSDP_SYNC_MODULE_STATES": "false"}
@@ -214,6 +354,9 @@ def main(folder: Path) -> None:
     odd_shapes("hard")
     odd_shapes("soft")
     every_architecture()
+    shared_in_a_block()
+    after_an_error()
+    beside(folder)
     refusals(folder)
 
 

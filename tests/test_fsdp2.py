@@ -11,15 +11,15 @@ import fsdp2_job
 import pytest
 import torch
 from cases import MODELS
-from fsdp2_job import JOBS
+from fsdp2_job import JOBS, repeating_network
 from safetensors.torch import load_file
 from tiny import tiny_model
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from transformers import AutoModelForImageClassification
 
 import zspag_hf
-from zspag_hf import UnlearningError
-from zspag_hf.sharding import check_sharding
+from zspag_hf import FastClip, UnlearningError
+from zspag_hf.sharding import check_parameters, check_sharding, check_unsharded, sharded
 
 RECIPE = Path(zspag_hf.__file__).parent / "accelerate_configs" / "fsdp2.yaml"
 LIMIT = 600  # seconds, so that processes that wait for one another fail the test
@@ -47,10 +47,11 @@ def results(tmp_path_factory):
 class TestTwoProcesses:
     """Constraints on cut groups, every architecture and the refusals are asserted in the processes themselves."""
 
-    def test_the_model_was_sharded_in_training_and_is_whole_after_it(self, results):
+    def test_the_model_is_sharded_in_steps_and_whole_where_it_is_read(self, results):
         for name in JOBS:
             facts = results[2][name][1]
-            assert facts["kinds"] == ["DTensor"] and results[1][name][1]["kinds"] == ["Parameter"], name
+            assert facts["kinds"] == {"training_step": ["DTensor"], "prediction_step": ["Parameter"]}, name
+            assert results[1][name][1]["kinds"]["training_step"] == ["Parameter"], name
             assert facts["model"] == results[1][name][1]["model"], name
             assert {k: v.shape for k, v in results[2][name][0].items()} == {
                 k: v.shape for k, v in results[1][name][0].items()
@@ -78,7 +79,7 @@ class TestTwoProcesses:
             for mine, theirs in zip(one, two, strict=True):
                 assert mine == pytest.approx(theirs, abs=1e-5), name
 
-    def test_every_image_counts_once_before_and_after_training(self, results):
+    def test_every_image_counts_once_before_in_and_after_training(self, results):
         for name in JOBS:
             assert results[1][name][1]["counts"] == results[2][name][1]["counts"], name
 
@@ -107,17 +108,61 @@ def plugin(**options):
         ("'fsdp_activation_checkpointing: true'", {"plugin": {"activation_checkpointing": True}}),
         ("'fsdp_ignored_modules'", {"plugin": {"ignored_modules": "head"}}),
         ("'parallelism_config'", {"parallelism": object()}),
+        ("the callback FastClip, which must see whole weights,", {"callbacks": [FastClip()]}),
         ("a Conv1D layer, whose rows are inputs,", {"model": "imagegpt"}),
     ],
 )
 def test_what_does_not_go_with_fsdp2_is_refused_by_name(message, given):
-    def check(plugin_options=None, parallelism=None, model="vit", optimizer=None, **options):
+    def check(plugin_options=None, parallelism=None, model="vit", optimizer=None, callbacks=(), **options):
         state = SimpleNamespace(fsdp_plugin=plugin(**(plugin_options or {})))
         args = SimpleNamespace(**({"method": "zspag", "save_strategy": "no", "bf16": False} | options))
         network = next(case for case in MODELS if case.name == model).make()
-        check_sharding(SimpleNamespace(state=state, parallelism_config=parallelism), args, network, optimizer)
+        accelerator = SimpleNamespace(state=state, parallelism_config=parallelism)
+        check_sharding(accelerator, args, network, optimizer, callbacks)
 
     check()
     given = dict(given)
     with pytest.raises(UnlearningError, match=f"{message} does not go with FSDP2"):
         check(given.pop("plugin", None), **given)
+
+
+def test_weights_that_one_block_shares_are_no_reason_to_refuse():
+    check_parameters(repeating_network())
+
+
+@pytest.mark.parametrize("kind", ["block and rest", "block within a block"])
+def test_a_weight_that_is_gathered_with_two_modules_is_refused(kind):
+    model = repeating_network()
+    if kind == "block and rest":
+        model.head.weight = model.layers[0].inner[0].weight
+    else:
+        model.layers[0].first.weight = model.layers[0].inner[0].weight
+    with pytest.raises(UnlearningError, match="are one weight, which FSDP2 would shard as two"):
+        check_parameters(model)
+
+
+def test_a_model_whose_sharding_did_not_begin_may_be_sharded_later():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="process group"), sharded(model):
+        pass
+    check_unsharded(model)
+
+
+WITHOUT_DISTRIBUTED = """
+import sys
+from torch import distributed
+distributed.is_available = lambda: False
+for name in ("device_mesh", "fsdp", "tensor"):
+    sys.modules[f"torch.distributed.{name}"] = None
+from zspag_hf import METHODS, FastClip, UnlearningTrainer
+from zspag_hf.sharding import unsharded
+FastClip()
+with unsharded(None):
+    print(len(METHODS), UnlearningTrainer.__name__)
+"""
+
+
+def test_the_library_imports_where_torch_was_built_without_distributed():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DISTRIBUTED], capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == [str(len(zspag_hf.METHODS)), "UnlearningTrainer"]

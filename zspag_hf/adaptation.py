@@ -26,7 +26,7 @@ from .held_out import HeldOut, Reading
 from .layers import Layer
 from .memory import trim_memory
 from .processes import from_first
-from .sharding import whole
+from .sharding import unsharded
 
 MAX_REJECTED = 6  # rounds rolled back before the deep layers are left alone
 SLACK = 0.1  # share by which the divergence from the targets may grow in a round
@@ -51,7 +51,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
     read at its end is no matter of the last few batches.
     Phase "head": the head's rows of the forgotten classes are fitted (:func:`zspag_hf.head.fit_unseen_rows`).
 
-    Under FSDP2 all of this happens to the whole model, between steps (:func:`zspag_hf.sharding.whole`).
+    Under FSDP2 all of this happens to the whole model, between steps (:func:`zspag_hf.sharding.unsharded`).
 
     Checkpoints are put off to the end of a round, when the weights are those that were kept last.
 
@@ -101,7 +101,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
             self.kept = from_first(self.held_out.first)
             self.best = self.kept.target_js
             self.record(state, self.kept, True)
-        with whole(model):
+        with unsharded(model):
             self.snapshot()
 
     def on_step_begin(self, args, state, control, **_):
@@ -110,11 +110,11 @@ class AdaptiveControl(TrainerCallback, ExportableState):
     def on_step_end(self, args, state, control, model=None, **_):
         self.since += 1
         if not self.whole:
-            with whole(model):
+            with unsharded(model):
                 self.restore()
                 self.end(state, control)
         elif self.since >= ROUND_STEPS or state.global_step >= args.max_steps:
-            with whole(model):
+            with unsharded(model):
                 self.close_round(args, state, control)
         self.put_off_checkpoint(control)
 
@@ -127,7 +127,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
         self.save_due = wanted and not control.should_save
 
     def on_train_end(self, args, state, control, model=None, **_):
-        with whole(model):
+        with unsharded(model):
             if self.since:  # stopped by somebody else within a round: that round is judged too
                 self.close_round(args, state, control)
             if self.phase == "whole":

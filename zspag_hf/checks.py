@@ -261,6 +261,11 @@ def check_output_dir(folder: str, request: dict) -> None:
         raise UnlearningError(f"output_dir {folder!r} holds another model: give an empty or new folder.")
 
 
+def fsdp_is_asked() -> bool:
+    """Whether accelerate was launched with FSDP, of either version."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def check_launch(accelerator) -> None:
     """Refuse a launch that was asked for several processes and silently started one.
 
@@ -269,8 +274,7 @@ def check_launch(accelerator) -> None:
     Raises:
         UnlearningError: fewer processes run than were asked for, or others.
     """
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if fsdp and accelerator.distributed_type.value != "FSDP":
+    if fsdp_is_asked() and accelerator.distributed_type.value != "FSDP":
         raise UnlearningError(
             f"FSDP was asked for and {accelerator.distributed_type.value} runs, which is what accelerate makes of it"
             " without GPUs: launch without --use_fsdp."

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from .checks import check_choice, check_range
 from .errors import UnlearningError
 from .layers import LAYER_TYPES
+from .sharding import FSDPModule
 
 DIRECTIONS = 8  # iterated at a time: several make the first converge where the leading singular values are close
 STILL = 1e-8  # relative change of the norm in one iteration at which it has converged

@@ -6,13 +6,13 @@ import copy
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from .checks import check_choice, check_range, check_same_labels
+from .checks import check_choice, check_range, check_same_labels, fsdp_is_asked
 from .config import UnlearningConfig
 from .errors import UnlearningError
 from .evaluation import LEVELS
@@ -21,7 +21,7 @@ from .load_data import load_split
 from .loading import load_classifier
 from .methods import METHODS
 from .publish import full_id
-from .requests import LEDGER, earlier_requests, resolve_request, select_rows
+from .requests import resolve_request, select_rows
 from .stage_cache import forget_stages
 from .trainer import UnlearningTrainer
 
@@ -218,31 +218,17 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
     Raises:
         UnlearningError: bad input, named with the mend; settings that forget classes beside a request for images.
     """
-    kind = "classes" if config.forget_classes else "images"
-    for name, options in settings.items():
-        if kind not in METHODS[options.get("method", config.method)].forgets:
-            raise UnlearningError(
-                f"{name!r} cannot stand in one table with method={config.method!r}, which is to forget {kind}: that is"
-                f" nothing that it can do. Leave it out, or give baselines='none'."
-            )
-        if config.but(**options).with_retain and job.retain is None:
-            raise UnlearningError(
-                f"{name!r} trains on retained data, and there are none: give retain_in_evaluation=True, or leave it"
-                " out."
-            )
+    check_settings(job, config, settings)
     if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:  # now, and not after the other settings
         full_id(config.hub_model_id or os.path.basename(os.path.abspath(config.output_dir)), config.hub_token)
-    start = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
-    history = earlier_requests(job.model.config)
     beside = {}
     # a checkpoint is the main run's; stages are kept for every setting
     resume = config.resume_from_checkpoint if str(config.resume_from_checkpoint).lower() == "true" else None
     for name, options in settings.items():
         announce(name)
-        trainer = unlearn(job, config.but(**options, push_to_hub=False, resume_from_checkpoint=resume))
-        beside[name], job.seconds[name] = copy.deepcopy(job.model), trainer.report.timings_s["total"]
-        job.model.load_state_dict(start)
-        setattr(job.model.config, LEDGER, history)
+        beside[name] = copy.deepcopy(job.model)
+        other = config.but(**options, push_to_hub=False, resume_from_checkpoint=resume)
+        job.seconds[name] = unlearn(replace(job, model=beside[name]), other).report.timings_s["total"]
     announce("unlearning")
     trainer = unlearn(job, config)
     if save:
@@ -258,6 +244,34 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
         trainer.report.save(config.output_dir)
         forget_stages(config.output_dir)
     return trainer
+
+
+def check_settings(job: Job, config: UnlearningConfig, settings: dict[str, dict]) -> None:
+    """Refuse settings that would end a comparison after others have run.
+
+    Raises:
+        UnlearningError: settings that cannot forget what is to be forgotten, that need retained data where there are
+            none, or that FSDP2 cannot train.
+    """
+    methods = {name: options.get("method", config.method) for name, options in settings.items()}
+    for name, method in ({"unlearning": config.method} | methods).items():
+        if fsdp_is_asked() and method != "zspag":
+            raise UnlearningError(
+                f"{name!r} is of method={method!r}, which does not go with FSDP2: launch with"
+                " 'accelerate_configs/multi_gpu.yaml', or keep to method='zspag'."
+            )
+    kind = "classes" if config.forget_classes else "images"
+    for name, options in settings.items():
+        if kind not in METHODS[methods[name]].forgets:
+            raise UnlearningError(
+                f"{name!r} cannot stand in one table with method={config.method!r}, which is to forget {kind}: that is"
+                f" nothing that it can do. Leave it out, or give baselines='none'."
+            )
+        if config.but(**options).with_retain and job.retain is None:
+            raise UnlearningError(
+                f"{name!r} trains on retained data, and there are none: give retain_in_evaluation=True, or leave it"
+                " out."
+            )
 
 
 def announce(name: str) -> None:

@@ -52,7 +52,16 @@ class PublishingTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Write model, image processor, report and card; without ``training_args.bin``, a pickle. With ``push_to_hub``
-        all that may be published goes to the Hub then."""
+        all that may be published goes to the Hub then.
+
+        Raises:
+            UnlearningError: nothing was unlearned yet, or FSDP2 is training.
+        """
+        if self.is_fsdp_enabled:
+            raise UnlearningError(
+                "FSDP2 saves nothing while it trains: leave save_strategy='no', let no callback ask for a checkpoint,"
+                " and save after train()."
+            )
         if not _internal_call:
             self.check_unlearned("save_model")
         folder = output_dir or self.args.output_dir

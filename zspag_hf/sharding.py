@@ -1,9 +1,10 @@
 """FSDP2: while it trains, each process holds some rows of every weight; at any other time the model is whole.
 
 ``fully_shard`` changes a model in place: the class, the hooks and the parameters of its modules. The modules keep both
-forms here and change between them, so that layers, constraints and whoever else holds a module need not know. The whole
-weights stay on the device: the memory saved is that for gradients, for the optimizer's state and, but for a block at a
-time, for the weights that a pass gathers.
+forms here and change between them, so that layers, constraints and whoever else holds a module need not know.
+
+This saves memory for gradients and optimizer state alone. It saves none for weights: the whole ones stay on every
+device, and its shards and the block that a pass gathers come on top of them.
 
 The blocks are chosen here. accelerate (1.15) takes a sharded model as it is, but itself shards hardly any image
 classifier: it asks for input embeddings, which most have none of, and in a ViT shards them twice.
@@ -19,14 +20,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import SaveStrategy
 
 from .errors import UnlearningError
 from .layers import Layer
+
+if dist.is_available():
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+else:  # torch may be built without: then nothing is an instance of these
+    FSDPModule = DTensor = ()
 
 Form = list[tuple[type, dict]]
 SHARDINGS: dict[nn.Module, Sharding] = {}  # those of the trainings that run now
@@ -42,10 +46,13 @@ def sharded(model: nn.Module, reshard: bool = True):
     Args:
         reshard: whether a block's weights are given up between its forward and its backward pass.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     sharding = SHARDINGS[model] = Sharding(model)
-    SHARDED.add(model)
     try:
         mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+        SHARDED.add(model)
         for block in blocks(model):
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
         fully_shard(model, mesh=mesh)
@@ -81,25 +88,36 @@ class Sharding:
             attributes["training"] = module.training
             module.__class__, module.__dict__ = kind, attributes
 
+    def pairs(self) -> list[tuple[nn.Parameter, DTensor]]:
+        """Every parameter and its shard, all of them before any is copied.
+
+        Raises:
+            RuntimeError: something else was put in its place, and would be lost.
+        """
+        found = [(module, name, whole, getattr(module, name)) for module, name, whole in self.parameters]
+        for module, name, _, shard in found:
+            if not isinstance(shard, DTensor):
+                raise RuntimeError(
+                    f"{name!r} of {type(module).__name__} was replaced by a {type(shard).__name__} while FSDP2 trained:"
+                    " change its values in place."
+                )
+        return [(whole, shard) for _, _, whole, shard in found]
+
     @torch.no_grad()
     def gather(self) -> None:
         """Copy the shards' weights to the whole ones; every process has to call it."""
         for module in self.modules:
             if isinstance(module, FSDPModule):
                 module.reshard()  # a pass without a gradient leaves the outermost module's weights whole
-        for module, name, whole in self.parameters:
-            shard = getattr(module, name)
-            if isinstance(shard, DTensor):
-                whole.copy_(shard.full_tensor())
+        for whole, shard in self.pairs():
+            whole.copy_(shard.full_tensor())
 
     @torch.no_grad()
     def scatter(self) -> None:
         """Copy the whole weights to the shards."""
-        for module, name, whole in self.parameters:
-            shard = getattr(module, name)
-            if isinstance(shard, DTensor):
-                rows, first = own_rows(shard)
-                rows.copy_(whole[first : first + len(rows)])
+        for whole, shard in self.pairs():
+            rows, first = own_rows(shard)
+            rows.copy_(whole[first : first + len(rows)])
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -113,7 +131,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def whole(model: nn.Module | None):
+def unsharded(model: nn.Module | None):
     """Inside the block a model that is being trained in shards is whole in every process: these may run any number of
     passes, and what they write to weights, the same in all, is kept. Every process has to enter it; does nothing where
     no model is sharded."""
@@ -170,16 +188,22 @@ def group_rows(layer: Layer, group: int) -> tuple[Tensor, slice]:
     return mine, slice(start - group * each, end - group * each)
 
 
-def check_sharding(accelerator, args, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+def check_sharding(
+    accelerator, args, model: nn.Module, optimizer: torch.optim.Optimizer | None, callbacks: list
+) -> None:
     """Refuse what does not go with FSDP2.
 
     Args:
         optimizer: the one that was given, or None.
 
     Raises:
-        UnlearningError: a method, an option or a layer that needs more of a weight than some rows in float32; a model
-            that was sharded before.
+        UnlearningError: a method, an option, a callback or a layer that needs more of a weight than some rows in
+            float32; a model that torch cannot shard.
     """
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    from .fastclip import FastClip  # which imports this module
+
     plugin, saving = accelerator.state.fsdp_plugin, SaveStrategy(args.save_strategy)
     refused = {
         f"method={args.method!r}": args.method != "zspag",
@@ -192,6 +216,7 @@ def check_sharding(accelerator, args, model: nn.Module, optimizer: torch.optim.O
         "'fsdp_activation_checkpointing: true'": plugin.activation_checkpointing,
         "'fsdp_ignored_modules'": plugin.ignored_modules is not None,
         "'parallelism_config'": accelerator.parallelism_config is not None,
+        "the callback FastClip, which must see whole weights,": any(isinstance(one, FastClip) for one in callbacks),
         "a Conv1D layer, whose rows are inputs,": any(isinstance(module, Conv1D) for module in model.modules()),
     }
     for name, given in refused.items():
@@ -201,6 +226,7 @@ def check_sharding(accelerator, args, model: nn.Module, optimizer: torch.optim.O
                 " option, change it as in 'accelerate_configs/fsdp2.yaml'."
             )
     check_unsharded(model)
+    check_parameters(model)
 
 
 def check_unsharded(model: nn.Module) -> None:
@@ -214,3 +240,34 @@ def check_unsharded(model: nn.Module) -> None:
             f"this {type(model).__name__} was sharded by FSDP2 before, which torch does once to a model: give a new"
             " trainer a copy.deepcopy of it, or load it anew."
         )
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Refuse weights that torch does not shard, or shards apart although they are one.
+
+    Raises:
+        UnlearningError: a parameter without dimensions, or not in row-major order, or of two blocks.
+    """
+    items, owners = set(blocks(model)), {"": model}
+    for path, module in model.named_modules(remove_duplicate=False):  # parents first
+        if path:
+            owners[path] = module if module in items else owners[path.rpartition(".")[0]]
+    first: dict[nn.Parameter, tuple[str, nn.Module]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.dim() == 0:
+            raise UnlearningError(
+                f"the parameter {name!r} has no dimensions, and FSDP2 shards rows: give it the shape (1,), or launch"
+                " with 'accelerate_configs/multi_gpu.yaml'."
+            )
+        if not parameter.is_contiguous():
+            raise UnlearningError(
+                f"the weight {name!r} is not contiguous, as FSDP2 needs it (channels last?): give the model after"
+                " 'model.to(memory_format=torch.contiguous_format)'."
+            )
+        owner = owners[name.rpartition(".")[0]]
+        other, block = first.setdefault(parameter, (name, owner))
+        if owner is not block:
+            raise UnlearningError(
+                f"{other!r} and {name!r} are one weight, which FSDP2 would shard as two, since it gathers their layers"
+                " apart: launch with 'accelerate_configs/multi_gpu.yaml', or give each a weight of its own."
+            )

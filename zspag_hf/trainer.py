@@ -51,7 +51,7 @@ from .processes import summed, tensors_from_first
 from .report import UnlearningReport
 from .requests import LEDGER, check_same_images, draw_nonce, resolve_request
 from .run_key import run_key
-from .sharding import check_sharding, check_unsharded, whole
+from .sharding import check_sharding, unsharded
 from .stage_cache import StageCache, StageError
 from .staged import CHOSEN, EpochCallback, StagedTrainer
 
@@ -149,7 +149,7 @@ class UnlearningTrainer(StagedTrainer):
         check_parallel(args.n_gpu)
         self.sharded = self.accelerator.is_fsdp2
         if self.sharded:
-            check_sharding(self.accelerator, args, self.model, self.optimizer)
+            check_sharding(self.accelerator, args, self.model, self.optimizer, self.callback_handler.callbacks)
             self.is_fsdp_enabled = False  # but in shards(): until then Trainer has to treat the model as any other
             self.model.to(args.device)
         else:
@@ -263,8 +263,8 @@ class UnlearningTrainer(StagedTrainer):
         """
         resume = True if str(resume_from_checkpoint).lower() == "true" else resume_from_checkpoint or False
         check_checkpoint(resume, self.sharded)
-        if self.sharded:
-            check_unsharded(self.model)
+        if self.sharded:  # again: callbacks are added, and models change
+            check_sharding(self.accelerator, self.args, self.model, None, self.callback_handler.callbacks)
         if not self.own_optimizer:
             check_unused(self.optimizer)
         try:
@@ -352,7 +352,10 @@ class UnlearningTrainer(StagedTrainer):
                 print(text)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """One backward pass for each part of the method's loss; gradients are averaged over processes in the last."""
+        """One backward pass for each part of the method's loss; gradients are averaged over processes in the last.
+
+        Under FSDP2 ``no_sync`` does not nest: with gradient accumulation they are averaged there for each micro-batch.
+        """
         *first, last = self.method.parts(inputs)
         losses = []
         for part in first:
@@ -392,7 +395,7 @@ class UnlearningTrainer(StagedTrainer):
         if not self.args.adaptive:  # an adaptive run rolls back instead
             own = not torch.isfinite(loss)
             if summed(torch.tensor(float(own))):  # all processes end together
-                with whole(self.model):
+                with unsharded(self.model):
                     raise not_finite(self, inputs, own)
         return loss
 
@@ -460,7 +463,7 @@ class UnlearningTrainer(StagedTrainer):
             )
         if not self.is_in_train and self.report is not None:
             comparison = compare_trained(self, dataset, retain, retrained, beside, level)
-        with heartbeat(), whole(self.model):
+        with heartbeat(), unsharded(self.model):
             metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
             if comparison is not None:
                 with self.stage("evaluation"):
@@ -470,7 +473,9 @@ class UnlearningTrainer(StagedTrainer):
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """As ``Trainer.predict``, on a data set with image and label columns."""
-        return super().predict(self.labelled(test_dataset), ignore_keys, metric_key_prefix)
+        dataset = self.labelled(test_dataset)
+        with unsharded(self.model):
+            return super().predict(dataset, ignore_keys, metric_key_prefix)
 
     @property
     def quiet(self) -> bool:
