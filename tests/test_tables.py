@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parent.parent / "examples" / "benchmarks"))
 
 import ablations
 import benches
+import digits
 import tables
 from ablations import BASES, DEFAULT, LITERAL, PARTS, Ablation, ablate, all_rows, attack_figure, draw, rows_of
 from benches import CLASS_ROWS, IMAGE_ROWS, STRONG_RATES, Bench, Training, halves, load_bench
@@ -229,6 +230,24 @@ def test_a_place_says_which_network_to_train(tmp_path, quick_training):
     folder = tmp_path / "saved"
     model.save_pretrained(folder)
     assert type(found.saved(str(folder))) is type(model), "as a plain module, which no folder brings back by itself"
+
+
+def test_a_place_may_have_few_images_learned_by_heart(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(benches, "train_classifier", lambda *given: seen.append((len(given[2]), given[-1])) or given[0])
+    entry = {"data": "digits", "train": "vgg", "share": 0.1, "epochs": 1, "images": 200, "augment": False}
+    found = load_bench("a few", {"a few": entry}, tmp_path)
+    forget, kept = found.parts(0)
+    assert (len(forget), len(kept)) == (20, 180)
+    found.model(0), found.retrained(0)
+    assert seen == [(200, False), (180, False), (180, False)], "images, and whether they are moved"
+
+
+def test_images_are_learned_by_heart_as_they_are():
+    item = {"pixels": torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8), "labels": torch.tensor(3)}
+    as_they_are = item["pixels"] / 255 * 2 - 1
+    assert torch.equal(digits.plain([item])["pixel_values"][0], as_they_are)
+    assert not torch.equal(digits.jitter([item])["pixel_values"][0], as_they_are)
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,7 @@ class Training:
     Attributes:
         name: of their folders. data: the training images.
         untrained: label names, seed -> a classifier with first weights, and its processor.
+        augment: images are moved a little in training; without it the network learns them by heart.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Training:
     untrained: Callable[[list[str], int], tuple[PreTrainedModel, object]]
     folder: Path
     epochs: int = EPOCHS
+    augment: bool = True
 
     def model(self, seed: int, dropped: Sequence[int] = (), what: str = "0") -> tuple[PreTrainedModel, object]:
         """A classifier with its processor.
@@ -208,8 +210,8 @@ class Training:
         if not place.exists():
             model, processor = self.untrained(self.data.features["label"].names, seed)
             with silence() as scratch:
-                config = quiet_config(output_dir=scratch, seed=seed)
-                train_classifier(model, processor, without(self.data, dropped), [], config, self.epochs)
+                config, rows = quiet_config(output_dir=scratch, seed=seed), without(self.data, dropped)
+                train_classifier(model, processor, rows, [], config, self.epochs, self.augment)
             part = place.with_name(f"{place.name}.part")
             shutil.rmtree(part, ignore_errors=True)  # of a training that was cut off
             model.save_pretrained(part)
@@ -296,19 +298,22 @@ def place_with_training(
     share: float | None = None,
     side: int = SIDE,
     epochs: int = EPOCHS,
+    images: int | None = None,
+    augment: bool = True,
 ) -> Bench:
     """An entry of the file of places that says which network to train."""
     if train not in NETWORKS:
         raise UnlearningError(f"{name!r}: there is no network {train!r} to train: give one of {', '.join(NETWORKS)}.")
-    images, test = splits(data)
+    found, test = splits(data)
+    if images is not None:
+        found = found.select(np.random.default_rng(0).permutation(len(found))[:images].tolist())
     network = NETWORKS[train]
-    training = Training(
-        slug(f"{train} {data} {side} {epochs}"), images, lambda names, seed: network(names, seed, side), folder, epochs
-    )
+    kind = slug(f"{train} {data} {side} {epochs} {images or ''} {'' if augment else 'by heart'}")
+    training = Training(kind, found, lambda names, seed: network(names, seed, side), folder, epochs, augment)
     if classes is None:
-        rows, what = lambda seed: of_share(images, share, seed), lambda seed: f"random-{100 * share:g}-{seed}"
+        rows, what = lambda seed: of_share(found, share, seed), lambda seed: f"random-{100 * share:g}-{seed}"
     else:
-        chosen = of_classes(images, classes)
+        chosen = of_classes(found, classes)
         rows, what = lambda seed: chosen, lambda seed: f"without-{rows_hash(chosen)}"
     return trained_bench(name, training, test, rows, classes, what)
 
@@ -318,7 +323,8 @@ def load_benches(names: list[str], places: dict[str, dict], folder: Path) -> lis
 
     An entry is {"data": ..., "model": ..., "classes": [...] or "share": 0.1, "retrained": [...], "most": 1000}, or for
     a model that is trained on the spot {"data": ..., "train": "resnet", "classes": [...] or "share": 0.1, "side": 32,
-    "epochs": 50}, with one of ``models.NETWORKS``.
+    "epochs": 50, "images": 10000, "augment": false}, with one of ``models.NETWORKS``, on so many images drawn at
+    random (unset: on all), moved a little unless told otherwise.
 
     Raises:
         UnlearningError: a name that is neither, or a network that is not there.

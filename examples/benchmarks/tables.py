@@ -10,7 +10,8 @@ models that are retrained without what is forgotten:
     {"cifar": {"data": "user/cifar10", "model": "user/vit", "classes": ["cat"], "retrained": ["user/vit-without-cat"]},
      "cifar-random": {"data": "user/cifar10", "model": "user/vit", "share": 0.1},
      "faces": {"data": "user/faces", "train": "resnet", "classes": ["ada", "grace"], "side": 64, "epochs": 100},
-     "digits of a VGG": {"data": "digits", "train": "vgg", "classes": ["3"]}}
+     "digits of a VGG": {"data": "digits", "train": "vgg", "classes": ["3"]},
+     "cifar by heart": {"data": "user/cifar10", "train": "resnet", "share": 0.1, "images": 10000, "augment": false}}
 
 With ``"published": "CIFAR-10"`` in an entry the paper's figures for that data set stand beside.
 
@@ -19,8 +20,8 @@ Of images at random a table has AMUN's columns where there are retrained models:
 from a retrained model's; on the row of the retrained models the mean distance of one from the others.
 
 Each run is kept in ``--output_dir``, so that an interrupted command goes on. Rates are chosen with the first seed only,
-on half of the test split; the other half is reported, for all seeds. ``--budget cores`` is for two cores, ``gpu`` for
-the published epochs and grids.
+on half of the test split; the other half is reported, for all seeds. ``--budget cores`` is for two cores, ``small``
+for as many with few training images (the published epochs on all of them), ``gpu`` for the published epochs and grids.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Budget:
 
 BUDGETS = {
     "cores": Budget(RATES, {"max_retain_samples": 4000, "num_train_epochs": 3}),
+    "small": Budget(RATES, {}),
     "gpu": Budget(MORE_RATES, {}),
 }
 
