@@ -80,6 +80,20 @@ EXACT = [
     option("hub_strategy='every_save'", "'end'", push_to_hub=True, hub_strategy="every_save"),
 ]
 
+UNREAD = [
+    option("attack_eps=0.2", "where proxies are made", method="random_labels", attack_eps=0.2),
+    option("max_proxies=9", "where proxies are made", method="unsc", max_proxies=9),
+    option("energy_threshold=0.9", "under a constraint", method="salun", energy_threshold=0.9),
+    option("prior='second_best'", "'random_labels', 'salun'", method="neggrad", prior="second_best"),
+    option("prior='uniform'", "pseudo_label='prior'", pseudo_label="paper", prior="uniform"),
+    option("tilt='none'", "where classes are forgotten", method="salun", tilt="none", forget_classes=None),
+    option("tilt_temperature=2.0", "tilt='influence'", tilt="none", tilt_temperature=2.0),
+    option("influence_solver='cg'", "by influence", method="trw", influence_solver="cg"),
+    option("proxy_budget=0.1", "in adaptive runs", constraint="hard", proxy_budget=0.1),
+    option("scope='head'", "by zspag", method="finetune", scope="head"),
+    option("max_retain_samples=9", "with retained data", max_retain_samples=9),
+]
+
 OF_TRANSFORMERS = [
     option("nope is not a valid SchedulerType", "'constant'", lr_scheduler_type="nope", **FIXED),
     option("nope is not a valid OptimizerNames", "'sgd'", optim="nope", **FIXED),
@@ -87,4 +101,4 @@ OF_TRANSFORMERS = [
     option("warmup_steps = -1", "warmup_steps >= 0", warmup_steps=-1),
 ]
 
-CASES: list[Case] = [*CHOICES, *RANGES, *TOGETHER, *EXACT, *OF_TRANSFORMERS]
+CASES: list[Case] = [*CHOICES, *RANGES, *TOGETHER, *EXACT, *UNREAD, *OF_TRANSFORMERS]

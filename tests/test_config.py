@@ -43,6 +43,30 @@ def test_options_changed_later_start_from_what_was_given():
     assert paper.constraint == "hard" and paper.seed == 3 and paper.forget_classes == ["cat"]
 
 
+def test_an_option_that_the_changes_leave_unread_is_dropped():
+    config = UnlearningConfig(output_dir="x", forget_classes=["cat"], scope="head", proxies_per_class=7, tilt="none")
+    other = config.but(method="random_labels")
+    assert other.scope == "auto" and other.proxies_per_class == 100 and other.tilt == "none" and other.prior
+    assert config.but(method="neggrad", constraint="hard").proxies_per_class == 7, "read under a constraint"
+    assert other.but(method="zspag").scope == "auto", "what was dropped stays so"
+    with pytest.raises(UnlearningError, match="scope='all' would change nothing"):
+        config.but(method="random_labels", scope="all")
+
+
+def test_targets_that_are_not_named_are_the_method_s_own():
+    for method, prior, tilt in [
+        ("zspag", "renormalised", "influence"),
+        ("trw", "renormalised", "similarity"),
+        ("unsc", "second_best", "none"),
+        ("salun", None, None),
+        ("neggrad", None, None),
+    ]:
+        config = UnlearningConfig(output_dir="x", method=method, forget_classes=["cat"])
+        assert (config.prior, config.tilt) == (prior, tilt)
+    config = UnlearningConfig(output_dir="x", method="salun", forget_classes=["cat"], prior="uniform")
+    assert (config.pseudo_label, config.tilt) == ("prior", "influence")
+
+
 def test_what_is_given_is_kept():
     config = UnlearningConfig(output_dir="x", variant="paper", learning_rate=0.3, energy_threshold=0.97)
     assert config.learning_rate == 0.3 and config.energy_threshold == 0.97

@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 
 from zspag_hf import METHODS, UnlearningError, UnlearningReport
 from zspag_hf.model_card import model_card
+from zspag_hf.pseudo_labels import pseudo_labels
 
 FORMS = [
     (name, with_retain, kind)
@@ -147,3 +148,43 @@ def test_the_constraint_confines_every_method(tmp_path, name, kind):
     free = {f"{layer}.weight" for layer in run.layers}
     for key, value in run.model.state_dict().items():
         assert key in free or torch.equal(value, before[key]), key
+
+
+AIMED = [name for name, method in METHODS.items() if method.takes_targets]
+
+
+class TestTargets:
+    """What the forget images are trained on is a part that methods share."""
+
+    @pytest.mark.parametrize("prior", ["second_best", "uniform"])
+    @pytest.mark.parametrize("name", AIMED)
+    def test_they_can_be_named(self, tmp_path, name, prior):
+        run = make(tmp_path, name, "vit", METHODS[name].needs_retain, prior=prior, tilt="none", max_steps=1)
+        logits = run.classifier.predict(run.forget.pixels)
+        run.train()
+        expected = pseudo_labels(logits, run.forget_ids, None, prior).targets
+        assert torch.equal(run.plan.targets[: len(run.forget)], expected)
+        if run.plan.retarget is not None:
+            assert torch.equal(run.plan.retarget(3)[: len(run.forget)], expected), "in later epochs too"
+
+    @pytest.mark.parametrize("options", [{"tilt": "influence", "tilt_temperature": 1.0}, {"pseudo_label": "paper"}])
+    def test_by_influence_they_are_the_same_in_every_method_that_makes_them_from_proxies(self, tmp_path, options):
+        found = {}
+        for name in set(AIMED) - {"unsc"}:
+            run = make(tmp_path / name, name, "vit", METHODS[name].needs_retain, max_steps=1, **options)
+            run.train()
+            found[name] = run.plan.targets[: len(run.forget)]
+        assert len(found) == 4
+        assert all(torch.equal(targets, found["zspag"]) for targets in found.values())
+
+    def test_unsc_makes_them_from_retained_images(self, tmp_path):
+        """No proxy is made, and other labels of theirs are other targets."""
+        found = []
+        for shift in (0, 1):
+            options = {"tilt": "influence", "tilt_temperature": 0.5, "prior": "uniform", "max_steps": 1}
+            run = make(tmp_path / str(shift), "unsc", "vit", True, **options)
+            run.retain.labels.copy_(run.retain.labels.roll(shift))
+            run.train()
+            assert run.report.proxies is None
+            found.append(run.plan.targets)
+        assert not torch.equal(*found)

@@ -169,6 +169,13 @@ class TestPaper:
         smallest = influence[:, KEEP].amin(1)
         assert (change[2] - smallest < 0.1 * (change[0] - smallest) + 0.02).all()
 
+    def test_the_other_sign_climbs_it(self, influence, labels):
+        change = [
+            (paper_pseudo_labels(influence, labels, FORGET, 0.0, steps=n, sign="upweight").targets * influence).sum(1)
+            for n in (0, 20)
+        ]
+        assert (change[1] > change[0]).all()
+
     def test_the_penalty_pushes_away_from_the_true_label(self, influence):
         """With the true label among the allowed ones, its share shrinks as the weight grows."""
         labels = torch.tensor([0, 2, 3, 5, 0, 2, 3])

@@ -331,7 +331,7 @@ def test_the_pictures_show_every_row_and_every_place():
 
 def quick(**options):
     small = {"proxies_per_class": 4, "attack_eps": 0.5, "max_steps": 20, "report_to": "none", "use_cpu": True}
-    return UnlearningConfig(**{**small, "disable_tqdm": True, **options})
+    return UnlearningConfig(**small, disable_tqdm=True).but(**options)
 
 
 def test_rows_by_name():

@@ -45,7 +45,7 @@ def images(labels, names=NAMES, seed=0, size=8):
 
 def config(tmp_path, **options):
     defaults = {"output_dir": str(tmp_path / "out"), "forget_classes": ["cat"], "disable_tqdm": True, "use_cpu": True}
-    return UnlearningConfig(**{**defaults, "proxies_per_class": 4, "attack_eps": 0.5, **options})
+    return UnlearningConfig(**defaults, proxies_per_class=4, attack_eps=0.5).but(**options)
 
 
 def trainer(

@@ -14,9 +14,9 @@ from .loading import HubOptions
 from .methods import METHODS
 from .proxies import POLICIES
 from .pseudo_labels import PRIORS, SIGNS, TILTS
+from .reads import FEW_LABELS, TARGETS, WHERE, unread
 
 VARIANTS = ("adaptive", "paper")
-FEW_LABELS = 10  # what settings are for until the model is known
 CONSTRAINTS = ("soft", "hard", "none")
 SCOPES = ("auto", "all", "head")
 MERGES = ("gram", "literal", "random")
@@ -29,6 +29,8 @@ PAPER = {
     "subspace_merge": "literal",
     "proxy_policy": "second",
     "pseudo_label": "paper",
+    "prior": "renormalised",
+    "tilt": "influence",
     "influence_solver": "cg",
     "learning_rate": 0.01,
     "num_train_epochs": 10,
@@ -39,6 +41,8 @@ ADAPTIVE = {
     "subspace_merge": "gram",
     "proxy_policy": "quota",
     "pseudo_label": "prior",
+    "prior": "renormalised",
+    "tilt": "influence",
     "influence_solver": "kfac",
     "num_train_epochs": 1,
 }
@@ -152,12 +156,16 @@ class UnlearningConfig(TrainingArguments):
         metadata={"help": "Weight of drawing forget images' last features to proxies', in adaptive runs; 0 for none."},
     )
     pseudo_label: str | None = field(
-        default=None, metadata={"help": "prior: prior x exp(influence / tau); paper: eq. 7-10 as written."}
+        default=None,
+        metadata={"help": "Targets of the forget images: prior: prior x exp(influence / tau); paper: eq. 7-10."},
     )
-    prior: str = field(
-        default="renormalised", metadata={"help": "renormalised original softmax, its second_best class, or uniform."}
+    prior: str | None = field(
+        default=None,
+        metadata={"help": "renormalised original softmax (unset), its second_best class, or uniform."},
     )
-    tilt: str = field(default="influence", metadata={"help": "influence; similarity of the head's rows; or none."})
+    tilt: str | None = field(
+        default=None, metadata={"help": "influence (unset); similarity of the head's rows; or none."}
+    )
     tilt_temperature: float = field(default=5.0, metadata={"help": "tau, in standard deviations of the influence."})
     influence_sign: str = field(
         default="eq10", metadata={"help": "eq10: labels of small influence gain, as printed; upweight: the opposite."}
@@ -232,6 +240,8 @@ class UnlearningConfig(TrainingArguments):
         method = METHODS[self.method]
         if self.method != "zspag":
             preset |= {"constraint": "none"}
+            if all(getattr(self, name) is None for name in TARGETS):
+                preset |= dict.fromkeys(TARGETS)  # the method's own
         if self.adaptive is False or fixed_constraint or self.method != "zspag" or self.num_train_epochs is not None:
             preset |= {"adaptive": False} | self.published(FEW_LABELS)
         preset |= {"with_retain": method.needs_retain}
@@ -281,9 +291,18 @@ class UnlearningConfig(TrainingArguments):
         """How models to compare with are read: ``model_revision`` is the model's alone."""
         return HubOptions(None, self.hub_token, self.cache_dir, self.trust_remote_code, self.allow_pickled_weights)
 
+    @property
+    def by_influence(self) -> bool:
+        """Whether targets are made by influence."""
+        return self.pseudo_label == "paper" or (self.pseudo_label == "prior" and self.tilt == "influence")
+
     def but(self, **changes) -> UnlearningConfig:
-        """The options as they were given, with some changed: no choice of an earlier run is carried over."""
-        return type(self)(**{**self._given, **changes})
+        """The options as they were given, with some changed: no choice of an earlier run is carried over, and no option
+        that the changes leave unread."""
+        values = self._given | changes
+        check_choice("method", values["method"], METHODS)
+        dropped = unread(values) - set(changes)
+        return type(self)(**{name: value for name, value in values.items() if name not in dropped})
 
     def check_options(self) -> None:
         """Raise an UnlearningError for any option outside its choices or range."""
@@ -292,9 +311,10 @@ class UnlearningConfig(TrainingArguments):
         check_choice("constraint", self.constraint, CONSTRAINTS)
         check_choice("subspace_merge", self.subspace_merge, MERGES)
         check_choice("scope", self.scope, SCOPES)
-        check_choice("pseudo_label", self.pseudo_label, ("prior", "paper"))
-        check_choice("prior", self.prior, PRIORS)
-        check_choice("tilt", self.tilt, TILTS)
+        if self.pseudo_label is not None:  # else the method has its own
+            check_choice("pseudo_label", self.pseudo_label, ("prior", "paper"))
+            check_choice("prior", self.prior, PRIORS)
+            check_choice("tilt", self.tilt, TILTS)
         check_choice("influence_sign", self.influence_sign, SIGNS)
         check_choice("influence_solver", self.influence_solver, SOLVERS)
         self.check_numbers()
@@ -306,12 +326,12 @@ class UnlearningConfig(TrainingArguments):
             raise UnlearningError(f"attack_steps={self.attack_steps}: fgsm takes one step; use attack='pgd' for more.")
         self.check_adaptive()
         self.check_method()
+        self.check_read()
         self.check_exact()
-        useless = {"literal": ("soft",), "random": ("soft", "none")}  # the paper's preset may meet "none"
-        if self.constraint in useless.get(self.subspace_merge, ()):
+        if self.constraint == "soft" and self.subspace_merge in ("literal", "random"):
             raise UnlearningError(
-                f"subspace_merge={self.subspace_merge!r} yields bases, and constraint={self.constraint!r} is made of"
-                " none: use constraint='hard'."
+                f"subspace_merge={self.subspace_merge!r} yields bases, and constraint='soft' is made of none: use"
+                " constraint='hard'."
             )
         if self.remove_unused_columns:
             raise UnlearningError(
@@ -372,6 +392,16 @@ class UnlearningConfig(TrainingArguments):
                 f"constraint={self.constraint!r}: method={self.method!r} begins with new weights, which no constraint"
                 " can keep near the old ones. Leave it unset."
             )
+
+    def check_read(self) -> None:
+        """Refuse an option that would change nothing."""
+        usual = {f.name: f.default for f in fields(self)}
+        for name in sorted(unread(self._given)):
+            if self._given[name] != usual[name]:
+                raise UnlearningError(
+                    f"{name}={self._given[name]!r} would change nothing in this run of method={self.method!r}: it is"
+                    f" read {WHERE[name]}. Leave it unset."
+                )
 
     def check_exact(self) -> None:
         """Refuse what would bypass the constraint or make it inexact, leave images out, and pushes that would leak."""

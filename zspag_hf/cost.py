@@ -20,7 +20,7 @@ from .grams import collect_grams, shared_inputs
 from .influence import label_influence, mean_gradient, weights_of
 from .labels import model_labels
 from .layers import Layer, constrained_layers, head_name
-from .methods.zspag import INFLUENCE_IMAGES
+from .methods.stages import INFLUENCE_IMAGES
 from .requests import earlier_requests, forgotten_ids
 
 # What the forget images decide is taken from two measured runs, a ViT on CIFAR-10 and a MobileNet on ImageNet:

@@ -125,7 +125,13 @@ def class_similarity(
 
 
 def paper_pseudo_labels(
-    influence: Tensor, labels: Tensor, forget_ids: list[int], kl_weight: float = 1.0, steps: int = 100, seed: int = 0
+    influence: Tensor,
+    labels: Tensor,
+    forget_ids: list[int],
+    kl_weight: float = 1.0,
+    steps: int = 100,
+    seed: int = 0,
+    sign: str = "eq10",
 ) -> PseudoLabels:
     """Eq. 7-10 as written: y = softmax(z), z random, descends Delta L (eq. 10) plus a penalty on similarity to y_i.
 
@@ -136,10 +142,12 @@ def paper_pseudo_labels(
     Args:
         influence: ``(N, C)`` a_ik; eq. 10 asks to lower sum_k y_k a_ik.
         labels: ``(N,)`` true labels.
+        sign: "eq10" as printed; "upweight" raises that sum, as in :func:`pseudo_labels`.
     """
     n, c = influence.shape
     keep = retained_mask(c, forget_ids)
     a = influence / influence[:, keep].std(correction=0).clamp_min(1e-30)
+    a = -a if sign == "upweight" else a
     q = torch.full((n, c), 0.1 / c).scatter(1, labels[:, None], 0.9 + 0.1 / c)
     z = torch.randn(n, c, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     optimizer = torch.optim.Adam([z], lr=0.1)

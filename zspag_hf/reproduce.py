@@ -7,9 +7,10 @@ import shlex
 import textwrap
 from dataclasses import fields
 
-from .config import ADAPTIVE, FEW_LABELS, PAPER, UnlearningConfig
+from .config import ADAPTIVE, PAPER, UnlearningConfig
 from .first_step import ROUND_STEPS
 from .methods import METHODS
+from .reads import FEW_LABELS, TARGETS
 from .report import UnlearningReport
 
 WIDTH, GLUE = 100, "\0"  # of the command, in characters; a space that is no place to fold
@@ -65,7 +66,7 @@ def changed_options(report: UnlearningReport) -> dict:
     method = METHODS[config.get("method", "zspag")]
     usual |= {"optim": "sgd", "weight_decay": 0.0, "with_retain": method.needs_retain}
     if method is not METHODS["zspag"]:
-        usual |= {"constraint": "none"}
+        usual |= {"constraint": "none"} | dict.fromkeys(TARGETS)
     if config.get("adaptive"):
         usual |= {"max_steps": 1000} | {name: config.get(name) for name in chosen_options(report.choice)}
     elif not paper:

@@ -64,6 +64,8 @@ class Method:
             needs nor takes them, or is not asked to, never sees them.
         trains: False for a method that changes weights at once.
         constrainable: whether ``constraint`` may confine it; not where weights begin anew.
+        takes_targets: whether ``pseudo_label``, ``prior`` and ``tilt`` may name what the forget images are trained on,
+            in place of the method's own.
     """
 
     description: str
@@ -71,6 +73,7 @@ class Method:
     needs_retain = False
     takes_retain = False
     constrainable = True
+    takes_targets = False
     trains = True
 
     @classmethod
@@ -83,6 +86,12 @@ class Method:
     def retained_settings(cls, num_labels: int) -> dict:
         """The same for the form with retained data."""
         return cls.settings(num_labels)
+
+    @staticmethod
+    def reads_proxies(constrained: bool, retained: bool) -> bool:
+        """Whether proxies are made, for all but targets; ``constrained``: under a constraint, ``retained``: in the form
+        with retained data."""
+        return constrained
 
     def prepare(self, trainer) -> Plan:
         raise NotImplementedError

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..pseudo_labels import retained_mask
 from .base import Method, Plan
+from .stages import gather_targets
 
 
 def random_labels(labels: Tensor, keep: Tensor, seed: int) -> Tensor:
@@ -25,7 +26,8 @@ class RandomLabels(Method):
     The paper gives no settings; .01 and ten epochs are ours, far above the 1e-4 and twenty epochs of batches of 512 of
     UNSC's zero-shot runs (METHODS C.2). Published code redraws the labels each batch, and some of it may draw the true
     one. Drawn once here, so that the run has a target to converge to. Combine with ``constraint="hard"`` or
-    ``"soft"`` for table 5's "Estimate Subspace + RL".
+    ``"soft"`` for table 5's "Estimate Subspace + RL". Where classes are forgotten, ``pseudo_label``, ``prior`` and
+    ``tilt`` name other targets than random labels.
     """
 
     description = (
@@ -34,11 +36,20 @@ class RandomLabels(Method):
     )
     forgets = ("classes", "images")
     takes_retain = True
+    takes_targets = True
 
     def prepare(self, trainer) -> Plan:
         forget, retain, count = trainer.forget, trainer.retain, trainer.classifier.num_labels
-        keep = retained_mask(count, trainer.forget_ids).nonzero().squeeze(1)
-        pixels, labels = forget.pixels, random_labels(forget.labels, keep, trainer.args.seed)
+        pixels, targets = forget.pixels, self.targets(trainer)
         if retain is not None:
-            pixels, labels = torch.cat([pixels, retain.pixels]), torch.cat([labels, retain.labels])
-        return Plan(pixels, F.one_hot(labels, count).float(), list(trainer.layers))
+            pixels = torch.cat([pixels, retain.pixels])
+            targets = torch.cat([targets, F.one_hot(retain.labels, count).float()])
+        return Plan(pixels, targets, list(trainer.layers))
+
+    def targets(self, trainer) -> Tensor:
+        """``(N, C)``, of the forget images."""
+        if trainer.args.pseudo_label is not None:
+            return gather_targets(trainer).targets
+        forget, count = trainer.forget, trainer.classifier.num_labels
+        keep = retained_mask(count, trainer.forget_ids).nonzero().squeeze(1)
+        return F.one_hot(random_labels(forget.labels, keep, trainer.args.seed), count).float()

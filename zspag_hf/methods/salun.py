@@ -12,6 +12,7 @@ from ..classifier import gradient_batch, to_unit
 from ..processes import my_batches, summed
 from ..pseudo_labels import retained_mask
 from .base import Method, Plan
+from .stages import gather_targets
 
 SALIENT_SHARE = 0.5  # of all parameters' entries that may move, the paper's
 FORGET, RETAIN = 0, 1  # blocks
@@ -112,7 +113,8 @@ class SalUn(Method):
 
     Settings with retained images: the published code's example (CIFAR-10, ResNet-18). Without them, for which SalUn
     has none: UNSC's runs of it, plain SGD (UNSC's mask holds .8; the paper's .5 is used here). SalUn's own rate and
-    momentum, without retained images, ruin the model (CIFAR-10: retained accuracy .62 to .25).
+    momentum, without retained images, ruin the model (CIFAR-10: retained accuracy .62 to .25). Where classes are
+    forgotten, ``pseudo_label``, ``prior`` and ``tilt`` name other targets than random labels, the same in each epoch.
     """
 
     description = (
@@ -121,6 +123,7 @@ class SalUn(Method):
     )
     forgets = ("classes", "images")
     takes_retain = True
+    takes_targets = True
 
     @staticmethod
     def settings(num_labels: int) -> dict:
@@ -142,12 +145,16 @@ class SalUn(Method):
         keeper = SaliencyMask(dict(trainer.model.named_parameters()), masks)
         allowed = retained_mask(classifier.num_labels, trainer.forget_ids).repeat(len(forget), 1)
         allowed[torch.arange(len(forget)), forget.labels] = False
+        named = None if trainer.args.pseudo_label is None else gather_targets(trainer).targets
         kept = torch.zeros(0, dtype=torch.long) if retain is None else retain.labels
+        kept = F.one_hot(kept, classifier.num_labels).float()
 
         def retarget(epoch: int) -> Tensor:
+            if named is not None:
+                return torch.cat([named, kept])
             generator = torch.Generator().manual_seed(trainer.args.seed * 1_000_003 + epoch)
             drawn = torch.multinomial(allowed.float(), 1, generator=generator).squeeze(1)
-            return F.one_hot(torch.cat([drawn, kept]), classifier.num_labels).float()
+            return torch.cat([F.one_hot(drawn, classifier.num_labels).float(), kept])
 
         pixels = forget.pixels if retain is None else torch.cat([forget.pixels, retain.pixels])
         blocks = torch.full((len(pixels),), FORGET)

@@ -105,6 +105,10 @@ class SSD(Method):
     takes_retain = True
     trains = False
 
+    @staticmethod
+    def reads_proxies(constrained: bool, retained: bool) -> bool:
+        return constrained or not retained
+
     def prepare(self, trainer) -> Plan:
         forget, plan = trainer.forget, Plan(None, None, None)
         of_data = self.importance(trainer, "importance_of_data", *self.data(trainer, plan))

@@ -11,11 +11,14 @@ from ..attacks import ATTACKS, Attack
 from ..constraint import HardConstraint, SoftConstraint
 from ..errors import UnlearningError
 from ..grams import Frame, collect_grams, energy_missed, find_frames, framed, too_wide
+from ..influence import inverse_hessian_product, label_influence, mean_gradient
 from ..labels import distinct
 from ..proxies import ProxySet, make_proxies
+from ..pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, tilted_reweighting
 from ..subspaces import Basis, LayerGrams, Spectrum, free_energy, literal_bases, random_bases
 
 REPORTED_IMAGES = 256
+INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature are averaged over
 
 
 @dataclass
@@ -125,6 +128,51 @@ def confine(trainer, plan) -> None:
     plan.facts["owner"] = subspaces.grams.owner
     names = list(trainer.layers)
     plan.trainable = names if plan.trainable is None else [name for name in plan.trainable if name in names]
+
+
+def gather_targets(trainer, logits: Tensor | None = None, known: tuple | None = None) -> PseudoLabels:
+    """The stage "pseudo_labels": the targets of the forget images that ``pseudo_label``, ``prior`` and ``tilt`` name.
+
+    Args:
+        logits: ``(N, C)`` of the original on the forget images, where they are known.
+        known: images with labels that stand for the retained ones, and their :class:`Subspaces`, for what is made by
+            influence; unset: proxies of all forget images.
+    """
+    args = trainer.args
+
+    def make():
+        start = trainer.classifier.predict_shared(trainer.forget.pixels) if logits is None else logits
+        found = make_targets(trainer, start, known)
+        return {name: tensor for name, tensor in vars(found).items() if tensor is not None}, {}
+
+    if known is None and args.by_influence:  # stages of their own
+        proxies = gather_all_proxies(trainer)
+        known = proxies, gather_subspaces(trainer, proxies)
+    tensors, _ = trainer.finished("pseudo_labels", "pseudo_labels", make)
+    return PseudoLabels(tensors["targets"], tensors.get("influence"))
+
+
+def make_targets(trainer, logits: Tensor, known: tuple | None) -> PseudoLabels:
+    args, forget, gone = trainer.args, trainer.forget, trainer.forget_ids
+    influence = forget_influence(trainer, *known) if args.by_influence else None
+    if args.pseudo_label == "paper":
+        return paper_pseudo_labels(influence, forget.labels, gone, seed=args.seed, sign=args.influence_sign)
+    if args.tilt == "similarity":
+        return tilted_reweighting(logits, gone, head_weight(trainer), trainer.request.class_ids, prior=args.prior)
+    return pseudo_labels(logits, gone, influence, args.prior, args.tilt_temperature, args.influence_sign)
+
+
+def forget_influence(trainer, images, subspaces: Subspaces) -> Tensor:
+    """``(N, C)``: of each forget image with each label, on the mean loss of ``images`` (``pixels`` and ``labels``)."""
+    args, classifier, layers = trainer.args, trainer.classifier, trainer.layers
+    generator = torch.Generator().manual_seed(args.seed)
+    some = torch.randperm(len(images.labels), generator=generator)[:INFLUENCE_IMAGES]
+    pixels = images.pixels[some]
+    g = mean_gradient(classifier, pixels, images.labels[some], layers)
+    v = inverse_hessian_product(
+        args.influence_solver, classifier, pixels, layers, subspaces.grams, g, args.influence_damping, seed=args.seed
+    )
+    return label_influence(classifier, trainer.forget.pixels, v, layers, disable_progress=trainer.quiet)
 
 
 def build_constraint(trainer, subspaces: Subspaces, threshold: float) -> HardConstraint | SoftConstraint | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..pseudo_labels import tilted_reweighting
 from .base import Method, Plan
-from .stages import head_weight
+from .stages import gather_targets
 
 
 class TiltedReweighting(Method):
@@ -26,17 +25,22 @@ class TiltedReweighting(Method):
         " original outputs without the forgotten classes, tilted to the classes most like them."
     )
     takes_retain = True
+    takes_targets = True
+
+    @staticmethod
+    def settings(num_labels: int) -> dict:
+        return {
+            "learning_rate": 0.01,
+            "num_train_epochs": 10,
+            "pseudo_label": "prior",
+            "prior": "renormalised",
+            "tilt": "similarity",
+        }
 
     def prepare(self, trainer) -> Plan:
-        forget, retain, rows = trainer.forget, trainer.retain, head_weight(trainer)
-
-        def make():
-            logits = trainer.classifier.predict_shared(forget.pixels)
-            found = tilted_reweighting(logits, trainer.forget_ids, rows, trainer.request.class_ids)
-            return {"targets": found.targets}, {}
-
-        tensors, _ = trainer.finished("pseudo_labels", "pseudo_labels", make)
+        forget, retain = trainer.forget, trainer.retain
+        targets = gather_targets(trainer).targets
         if retain is None:
-            return Plan(forget.pixels, tensors["targets"], None)
+            return Plan(forget.pixels, targets, None)
         labels = F.one_hot(retain.labels, trainer.classifier.num_labels).float()
-        return Plan(torch.cat([forget.pixels, retain.pixels]), torch.cat([tensors["targets"], labels]), None)
+        return Plan(torch.cat([forget.pixels, retain.pixels]), torch.cat([targets, labels]), None)

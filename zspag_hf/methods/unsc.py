@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..data import RetainSet
-from ..pseudo_labels import pseudo_labels
 from .base import Method, Plan
-from .stages import build_constraint, gather_subspaces, layer_facts
+from .stages import build_constraint, gather_subspaces, gather_targets, layer_facts
 
 IMAGES_PER_CLASS = 100  # that the bases are made from; the code takes 24 to 256 of a class, by layer
 
@@ -33,7 +32,7 @@ class UNSC(Method):
     again for every augmented view. A batch is 32 and not 512.
 
     ``constraint="soft"`` damps by the same images' use of each direction, and ``constraint="none"`` leaves the labels
-    alone.
+    alone; ``pseudo_label``, ``prior`` and ``tilt`` name other labels, with the images in the proxies' place.
     """
 
     description = (
@@ -41,20 +40,26 @@ class UNSC(Method):
         " among those that stay, by steps in the null space of what retained images use."
     )
     needs_retain = True
+    takes_targets = True
 
     @staticmethod
     def settings(num_labels: int) -> dict:
         epochs = 25 if num_labels <= 20 else 20
-        return {"learning_rate": 0.04, "num_train_epochs": epochs, "constraint": "hard", "energy_threshold": 0.99}
+        published = {"learning_rate": 0.04, "num_train_epochs": epochs, "constraint": "hard", "energy_threshold": 0.99}
+        return published | {"pseudo_label": "prior", "prior": "second_best", "tilt": "none"}
+
+    @staticmethod
+    def reads_proxies(constrained: bool, retained: bool) -> bool:
+        return False
 
     def prepare(self, trainer) -> Plan:
         args, forget = trainer.args, trainer.forget
-        logits = trainer.classifier.predict_shared(forget.pixels)
-        targets = pseudo_labels(logits, trainer.forget_ids, None, "second_best").targets
-        plan = Plan(forget.pixels, targets, list(trainer.layers))
+        images = drawn_per_class(trainer.retain, IMAGES_PER_CLASS, args.seed)
+        used = args.constraint != "none" or args.by_influence
+        subspaces = gather_subspaces(trainer, images) if used else None
+        plan = Plan(forget.pixels, gather_targets(trainer, known=(images, subspaces)).targets, list(trainer.layers))
         if args.constraint == "none":
             return plan
-        subspaces = gather_subspaces(trainer, drawn_per_class(trainer.retain, IMAGES_PER_CLASS, args.seed))
         plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
         plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels)
         plan.facts["owner"] = subspaces.grams.owner

@@ -15,22 +15,20 @@ from ..errors import UnlearningError
 from ..first_step import choose_damping
 from ..head import fit_unseen_rows, head_inputs, predict_with_inputs
 from ..held_out import HeldOut
-from ..influence import inverse_hessian_product, label_influence, mean_gradient
 from ..processes import from_first
 from ..proxies import ProxySet
-from ..pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, tilted_reweighting
+from ..pseudo_labels import pseudo_labels
 from .base import Method, Plan
 from .stages import (
     Subspaces,
     build_constraint,
     gather_proxies,
     gather_subspaces,
+    gather_targets,
     head_weight,
     layer_facts,
     proxy_facts,
 )
-
-INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature are averaged over
 
 
 class ZSPAG(Method):
@@ -43,10 +41,15 @@ class ZSPAG(Method):
     ``feature_weight``). At the end the head's rows for the forgotten classes are fitted (:mod:`zspag_hf.head`).
     """
 
+    takes_targets = True
     description = (
         "ZS-PAG ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)): adversarial proxies, made from the forget"
         " images, stand in for the retained training data."
     )
+
+    @staticmethod
+    def reads_proxies(constrained: bool, retained: bool) -> bool:
+        return True
 
     def prepare(self, trainer) -> Plan:
         args, forget = trainer.args, trainer.forget
@@ -59,7 +62,7 @@ class ZSPAG(Method):
         )
         judges = self.held_out_proxies(trainer, forget.pixels[held], logits[held]) if args.adaptive else None
         subspaces = gather_subspaces(trainer, proxies)
-        labels = self.pseudo_labels(trainer, proxies, subspaces, logits)
+        labels = gather_targets(trainer, logits, (proxies, subspaces))
         plan = Plan(forget.pixels[train], labels.targets[train], list(trainer.layers))
         plan.facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
         if args.adaptive:
@@ -82,43 +85,6 @@ class ZSPAG(Method):
         share = args.holdout_share / (1 - args.holdout_share)
         per_class, most = max(1, round(args.proxies_per_class * share)), max(1, round(args.max_proxies * share))
         return gather_proxies(trainer, pixels, per_class, most, "held_out_proxies", logits)
-
-    def pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces, logits: Tensor) -> PseudoLabels:
-        """The stage "pseudo_labels"."""
-
-        def make():
-            found = self.make_pseudo_labels(trainer, proxies, subspaces, logits)
-            return {name: tensor for name, tensor in vars(found).items() if tensor is not None}, {}
-
-        tensors, _ = trainer.finished("pseudo_labels", "pseudo_labels", make)
-        return PseudoLabels(tensors["targets"], tensors.get("influence"))
-
-    def make_pseudo_labels(self, trainer, proxies: ProxySet, subspaces: Subspaces, logits: Tensor) -> PseudoLabels:
-        args, classifier, forget = trainer.args, trainer.classifier, trainer.forget
-        influence = None
-        if args.tilt == "influence" or args.pseudo_label == "paper":
-            some = torch.randperm(len(proxies), generator=torch.Generator().manual_seed(args.seed))[:INFLUENCE_IMAGES]
-            g = mean_gradient(classifier, proxies.pixels[some], proxies.labels[some], trainer.layers)
-            v = inverse_hessian_product(
-                args.influence_solver,
-                classifier,
-                proxies.pixels[some],
-                trainer.layers,
-                subspaces.grams,
-                g,
-                args.influence_damping,
-                seed=args.seed,
-            )
-            influence = label_influence(classifier, forget.pixels, v, trainer.layers, disable_progress=trainer.quiet)
-        if args.pseudo_label == "paper":
-            return paper_pseudo_labels(influence, forget.labels, trainer.forget_ids, seed=args.seed)
-        if args.tilt == "similarity":
-            return tilted_reweighting(
-                logits, trainer.forget_ids, head_weight(trainer), trainer.request.class_ids, prior=args.prior
-            )
-        return pseudo_labels(
-            logits, trainer.forget_ids, influence, args.prior, args.tilt_temperature, args.influence_sign
-        )
 
     def kept_proxies(self, trainer, proxies: ProxySet) -> KeptProxies:
         """The training proxies with the original's outputs without the forgotten classes, and its features."""
