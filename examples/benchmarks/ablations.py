@@ -6,8 +6,9 @@
 
 Benches, places and kept runs are those of tables.py; benches of images at random have nothing to ablate, as ZS-PAG
 forgets classes. The literal form's rate is chosen on validation data with the first seed, for its variants under the
-same constraint too; rows with another constraint, which are not steered by the run itself, have theirs chosen so. A
-default row without the soft constraint loses more than that: steering, held-out proxies and the fitted head.
+same constraint too; rows with another constraint or energy threshold, which are not steered by the run itself, have
+theirs chosen so. A default row without the soft constraint loses more than that: steering, held-out proxies and the
+fitted head.
 
 Beside each bench's table.md stand the paper's figure 2, membership inference against the retrained models'
 (mia_entropy), and figure 5, the attack's radius and the number of proxies.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from pages import spread
 from tables import Budget, Runner, chosen
 from tqdm.auto import tqdm
 
+from zspag_hf import UnlearningConfig
 from zspag_hf.attacks import ATTACKS
 from zspag_hf.config import MERGES
 from zspag_hf.errors import UnlearningError
@@ -41,11 +43,16 @@ from zspag_hf.files import write_whole
 from zspag_hf.influence import SOLVERS
 from zspag_hf.proxies import POLICIES
 from zspag_hf.pseudo_labels import PRIORS, SIGNS, TILTS
+from zspag_hf.reads import unread
 
 DEFAULT, LITERAL = "ZS-PAG", "ZS-PAG, literal"
 QUOTA, QUOTA_RL = f"{LITERAL}, quota", f"{LITERAL}, quota, RL"
-BASES = {DEFAULT: {"method": "zspag"}, LITERAL: {"method": "zspag", "variant": "paper"}}
+BASES = {  # the paper gives no energy threshold; at .99, UNSC's, the literal form can move little or nothing
+    DEFAULT: {"method": "zspag"},
+    LITERAL: {"method": "zspag", "variant": "paper", "energy_threshold": 0.9},
+}
 RATES = (1e-3, 1e-2, 1e-1, 0.3, 1.0)  # of the literal form: what a hard projection leaves of a step is small
+CONFINING = ("constraint", "energy_threshold")
 RADII, COUNTS = (0.02, 0.05, 0.1, 0.2, 0.4), (3, 10, 30, 100)
 RANDOM_LABELS = {"method": "random_labels"}
 IN_SUBSPACE = RANDOM_LABELS | {"constraint": "hard"}
@@ -54,6 +61,10 @@ PRIOR = {"pseudo_label": "prior"}
 # part -> base -> row -> options that differ from the base's; a row that changes nothing is the base itself
 Rows = dict[str, dict]
 PARTS: dict[str, dict[str, Rows]] = {
+    "threshold": {
+        DEFAULT: {f"energy {value:g}": {"energy_threshold": value} for value in (0.9, 0.99, 0.999, 0.9999)},
+        LITERAL: {f"energy {value:g}": {"energy_threshold": value} for value in (0.5, 0.8, 0.9, 0.97, 0.99)},
+    },
     "attack": {base: {name: {"attack": name} for name in ATTACKS} for base in BASES},
     "radius": {base: {f"eps {value:g}": {"attack_eps": value} for value in RADII} for base in BASES},
     "proxies": {
@@ -126,16 +137,25 @@ def rows_of(part: str) -> list[Row]:
         UnlearningError: options that do not go together.
     """
     return [
-        Row(kind, variant, name_of(base_of(kind), changes), BASES[base_of(kind)] | changes)
+        Row(kind, variant, name_of(base_of(kind), changes), with_changes(base_of(kind), changes))
         for kind, variants in PARTS[part].items()
         for variant, changes in variants.items()
     ]
 
 
+def with_changes(base: str, changes: dict) -> dict:
+    """The base's options and these, without those of the base that mean nothing beside these."""
+    given = BASES[base] | changes
+    values = {f.name: f.default for f in fields(UnlearningConfig)} | {"forget_classes": ["0"]} | given
+    dropped = unread(values) - set(changes)
+    return {name: value for name, value in given.items() if name not in dropped}
+
+
 def name_of(base: str, changes: dict) -> str:
     method = {key: value for key, value in changes.items() if key == "method"}  # it brings options of its own
-    start = BASES[base] | method
-    before, after = (quiet_config(forget_classes=["0"], **options) for options in (start, start | changes))
+    before, after = (
+        quiet_config(forget_classes=["0"], **with_changes(base, given)) for given in (method, method | changes)
+    )
     found = [key for key in changes if getattr(after, key) != getattr(before, key)]
     return ", ".join([base, *(f"{key} {changes[key]}" for key in sorted([*method, *found]))])
 
@@ -196,9 +216,9 @@ def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
         config, base = runner.config(row.options), runner.config(BASES[row.base])
         if config.adaptive:
             rates[row.name] = None
-        elif row.base == LITERAL and config.constraint == base.constraint:
+        elif row.base == LITERAL and all(getattr(config, name) == getattr(base, name) for name in CONFINING):
             rates[row.name] = literal
-        else:  # what the literal form takes would ruin a network without its constraint
+        else:  # what one constraint takes is too much for a looser one, and nothing for a tighter one
             rates[row.name] = chosen_rate(runner, row, seeds[0])
         cells[row.name] = []
         for seed in seeds:

@@ -44,7 +44,7 @@ from pages import PUBLISHED, class_table, frontiers, image_table
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from zspag_hf import UnlearningConfig, UnlearningTrainer, evaluate_unlearning
+from zspag_hf import METHODS, UnlearningConfig, UnlearningTrainer, evaluate_unlearning
 from zspag_hf.classifier import PixelClassifier
 from zspag_hf.errors import UnlearningError
 from zspag_hf.evaluation import PixelDataset
@@ -55,6 +55,7 @@ from zspag_hf.metrics.rows import FORGET, TEST_RETAINED, true_log_probs
 GROUPS = ("zero-shot", "with retained data")
 SLOW_GROUPS = ("zero-shot, generated images",)  # by the thousand: only when asked for
 FORGOTTEN, LOST = 0.02, 0.02  # acc_ut that counts as forgotten; accuracy that an image request may cost
+STEPS = ("num_train_epochs",)  # options of methods that train
 RETAINED_IMAGES = 5000  # at most, that RA is measured on
 
 
@@ -137,7 +138,8 @@ class Runner:
         place = self.folder / slug(f"{row} {seed} {rate or ''}")
         known = place / "cell.json"
         if self.config(options).with_retain:
-            options = self.budget.retained | options
+            trains = METHODS[options["method"]].trains
+            options = {n: value for n, value in self.budget.retained.items() if trains or n not in STEPS} | options
         options = options | ({} if rate is None else {"learning_rate": rate})
         if known.exists():
             record = json.loads(known.read_text())
@@ -257,12 +259,12 @@ class Runner:
         return self.known["kept", seed]
 
     def rates(self, row: str, options: dict) -> list[float | None]:
-        """The budget's, the published one, and larger ones under a hard constraint."""
+        """The budget's, or larger ones under a hard constraint, and the published one."""
         if row in OWN_RATE or options["method"] in NO_RATE:
             return [None]
         config, labels = self.config(options), self.bench.model(0)[0].config.num_labels
         published = [] if config.method == "zspag" else [config.published(labels)["learning_rate"]]
-        return sorted({*self.budget.rates, *published, *(STRONG_RATES if config.constraint == "hard" else ())})
+        return sorted({*(STRONG_RATES if config.constraint == "hard" else self.budget.rates), *published})
 
     def frontier(self, row: str, options: dict, seed: int) -> list[dict]:
         return [self.attempt(row, options, seed, rate) for rate in self.rates(row, options)]
