@@ -163,6 +163,12 @@ RESULTS = [
         "baselines='none'",
     ),
     Case(
+        "a row that no run would take",
+        lambda folder: run(None, config(folder), {"paper": {"variant": "paper", "tilt": "none"}}, "quick"),
+        "the setting 'paper': tilt='none'",
+        "Leave it unset",
+    ),
+    Case(
         "other images in the folder of a request for images",
         lambda out: request_for_images(out, seed=2),
         "other images",

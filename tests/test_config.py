@@ -2,6 +2,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from zspag_hf import UnlearningConfig, UnlearningError
+from zspag_hf.jobs import BASELINES
 
 
 def test_every_option_is_a_command_line_option_with_help(capsys):
@@ -46,7 +47,9 @@ def test_options_changed_later_start_from_what_was_given():
 def test_an_option_that_the_changes_leave_unread_is_dropped():
     config = UnlearningConfig(output_dir="x", forget_classes=["cat"], scope="head", proxies_per_class=7, tilt="none")
     other = config.but(method="random_labels")
-    assert other.scope == "auto" and other.proxies_per_class == 100 and other.tilt == "none" and other.prior
+    assert other.scope == "auto" and other.proxies_per_class == 100
+    assert other.tilt is None and other.pseudo_label is None, "another method has its own targets"
+    assert config.but(scope="all").tilt == "none"
     assert config.but(method="neggrad", constraint="hard").proxies_per_class == 7, "read under a constraint"
     assert other.but(method="zspag").scope == "auto", "what was dropped stays so"
     with pytest.raises(UnlearningError, match="scope='all' would change nothing"):
@@ -65,6 +68,19 @@ def test_targets_that_are_not_named_are_the_method_s_own():
         assert (config.prior, config.tilt) == (prior, tilt)
     config = UnlearningConfig(output_dir="x", method="salun", forget_classes=["cat"], prior="uniform")
     assert (config.pseudo_label, config.tilt) == ("prior", "influence")
+
+
+@pytest.mark.parametrize("kind", ["few", "all"])
+@pytest.mark.parametrize("given", [{}, {"variant": "paper"}, {"pseudo_label": "paper"}, {"prior": "uniform"}])
+def test_rows_to_compare_with_are_what_they_are_called_whatever_is_compared(kind, given):
+    config = UnlearningConfig(output_dir="x", forget_classes=["cat"], **given)
+    rows = {name: config.but(**options) for name, options in BASELINES[kind].items()}
+    for name, row in rows.items():
+        if name.startswith("random"):
+            assert row.pseudo_label is None
+        if name.startswith(("second-best", "renormalised")):
+            assert row.prior == name.split(",")[0].split(" ")[0].replace("-", "_")
+            assert (row.pseudo_label, row.tilt) == ("prior", "none")
 
 
 def test_what_is_given_is_kept():

@@ -174,6 +174,10 @@ class TestTargets:
             run = make(tmp_path / name, name, "vit", METHODS[name].needs_retain, max_steps=1, **options)
             run.train()
             found[name] = run.plan.targets[: len(run.forget)]
+            assert run.report.proxies["count"]
+            text = "In place of the method's own targets the forget images had"
+            assert (text in str(model_card(run.report))) is (name != "zspag")
+            assert sum(s for stage, s in run.timings.items() if stage != "total") <= run.timings["total"]
         assert len(found) == 4
         assert all(torch.equal(targets, found["zspag"]) for targets in found.values())
 

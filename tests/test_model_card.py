@@ -439,6 +439,15 @@ RUNS = [
     {"method": "random_labels"},
     {"method": "random_labels", "constraint": "hard", "learning_rate": 0.1},
     {"method": "random_labels", "constraint": "soft"},
+    {"method": "random_labels", "pseudo_label": "paper"},
+    {"method": "salun", "prior": "uniform", "tilt_temperature": 2.0, "attack_eps": 0.1},
+    {"method": "salun", "prior": "second_best"},
+    {"method": "trw", "variant": "paper", "pseudo_label": "paper"},
+    {"method": "unsc"},
+    {"method": "unsc", "constraint": "none", "prior": "renormalised"},
+    {"method": "unsc", "constraint": "soft"},
+    {"method": "unsc", "variant": "paper", "constraint": "none"},
+    {"prior": "second_best"},
     {"scope": "head", "proxy_budget": 0.02, "attack_eps": 0.03, "label_offset": 1, "image_column_name": "an image"},
     {"trust_remote_code": True, "allow_pickled_weights": True, "tilt": "none", "per_device_train_batch_size": 8},
 ]
@@ -467,7 +476,7 @@ class TestReproduce:
     def test_the_command_gives_the_same_options(self, given):
         words = shell_words(block(body(model_card(self.report(**given))), "bash"))
         data, config = HfArgumentParser((DataArguments, UnlearningConfig)).parse_args_into_dataclasses(words)
-        expected = UnlearningConfig(**given)
+        expected = UnlearningConfig(**given, forget_classes=["class 0"])
         for name in (*REPEATED, "seed"):
             assert getattr(config, name) == getattr(expected, name), name
         assert (data.model_name_or_path, config.model_revision) == ("user/vit-cifar10", "0123456789abcdef" * 2)

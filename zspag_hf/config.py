@@ -14,7 +14,7 @@ from .loading import HubOptions
 from .methods import METHODS
 from .proxies import POLICIES
 from .pseudo_labels import PRIORS, SIGNS, TILTS
-from .reads import FEW_LABELS, TARGETS, WHERE, unread
+from .reads import FEW_LABELS, SURE, TARGETS, WHERE, unread
 
 VARIANTS = ("adaptive", "paper")
 CONSTRAINTS = ("soft", "hard", "none")
@@ -244,6 +244,8 @@ class UnlearningConfig(TrainingArguments):
                 preset |= dict.fromkeys(TARGETS)  # the method's own
         if self.adaptive is False or fixed_constraint or self.method != "zspag" or self.num_train_epochs is not None:
             preset |= {"adaptive": False} | self.published(FEW_LABELS)
+        if self.prior == SURE:
+            preset |= {"tilt": "none"}
         preset |= {"with_retain": method.needs_retain}
         preset |= {name: value for name, value in (("optim", "sgd"), ("weight_decay", 0.0)) if name not in preset}
         for name, value in preset.items():
@@ -297,10 +299,12 @@ class UnlearningConfig(TrainingArguments):
         return self.pseudo_label == "paper" or (self.pseudo_label == "prior" and self.tilt == "influence")
 
     def but(self, **changes) -> UnlearningConfig:
-        """The options as they were given, with some changed: no choice of an earlier run is carried over, and no option
-        that the changes leave unread."""
+        """The options as they were given, with some changed. Not carried over are choices of an earlier run, targets to
+        another method, which has its own, and options that the changes leave unread."""
         values = self._given | changes
         check_choice("method", values["method"], METHODS)
+        if values["method"] != self.method:
+            values |= {name: None for name in TARGETS if name not in changes}
         dropped = unread(values) - set(changes)
         return type(self)(**{name: value for name, value in values.items() if name not in dropped})
 
@@ -315,6 +319,11 @@ class UnlearningConfig(TrainingArguments):
             check_choice("pseudo_label", self.pseudo_label, ("prior", "paper"))
             check_choice("prior", self.prior, PRIORS)
             check_choice("tilt", self.tilt, TILTS)
+            if (self.prior, self.pseudo_label) == (SURE, "prior") and self.tilt != "none":
+                raise UnlearningError(
+                    f"tilt={self.tilt!r}: prior={SURE!r} is one class, which no tilt changes. Give tilt='none', or"
+                    " another prior."
+                )
         check_choice("influence_sign", self.influence_sign, SIGNS)
         check_choice("influence_solver", self.influence_solver, SOLVERS)
         self.check_numbers()

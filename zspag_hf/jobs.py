@@ -26,6 +26,8 @@ from .stage_cache import forget_stages
 from .trainer import UnlearningTrainer
 
 FREE, PROJECTED = {"adaptive": False, "constraint": "none"}, {"adaptive": False, "constraint": "hard"}
+SECOND_BEST = {"pseudo_label": "prior", "prior": "second_best", "tilt": "none"}
+RENORMALISED = SECOND_BEST | {"prior": "renormalised"}
 FEW = {
     "random labels": {"method": "random_labels", **FREE},
     "ZS-PAG, paper's form": {"variant": "paper"},
@@ -35,10 +37,10 @@ ALL = {
     "random labels": {"method": "random_labels", **FREE},
     "random, projected": {"method": "random_labels", **PROJECTED},
     "random subspace": {"method": "random_labels", **PROJECTED, "subspace_merge": "random"},
-    "second-best labels": {"prior": "second_best", "tilt": "none", **FREE},
-    "second-best, proj.": {"prior": "second_best", "tilt": "none", **PROJECTED},
-    "renormalised": {"tilt": "none", **FREE},
-    "renormalised, proj.": {"tilt": "none", **PROJECTED},
+    "second-best labels": {**SECOND_BEST, **FREE},
+    "second-best, proj.": {**SECOND_BEST, **PROJECTED},
+    "renormalised": {**RENORMALISED, **FREE},
+    "renormalised, proj.": {**RENORMALISED, **PROJECTED},
     "ZS-PAG, free": FREE,
     "ZS-PAG, paper's form": {"variant": "paper"},
     "ZS-PAG, last layer": {"scope": "head"},
@@ -267,7 +269,11 @@ def check_settings(job: Job, config: UnlearningConfig, settings: dict[str, dict]
                 f"{name!r} cannot stand in one table with method={config.method!r}, which is to forget {kind}: that is"
                 f" nothing that it can do. Leave it out, or give baselines='none'."
             )
-        if config.but(**options).with_retain and job.retain is None:
+        try:
+            other = config.but(**options)
+        except UnlearningError as error:
+            raise UnlearningError(f"the setting {name!r}: {error}") from error
+        if other.with_retain and job.retain is None:
             raise UnlearningError(
                 f"{name!r} trains on retained data, and there are none: give retain_in_evaluation=True, or leave it"
                 " out."

@@ -20,6 +20,7 @@ from .methods import METHODS
 from .metrics import METRICS
 from .page import CAPTIONS, MOST_LABELS, chosen, digits, explained
 from .reading import NO_CERTIFICATE, VERDICTS, reading
+from .reads import FEW_LABELS, TARGETS
 from .report import MODELS, UnlearningReport, finite
 from .reproduce import command
 from .tables import arrow, evaluated, judged, summary_columns
@@ -31,6 +32,13 @@ INDEXED = ("acc_rt", "acc_ut", "js_ut", "relearn")  # scores that stand in the m
 LONGEST = 80  # characters of a label that are shown
 MOST_IN_TITLE, MOST_IN_ROW = 3, 5  # labels
 
+IN_PLACE = "In place of the method's own targets the forget images had"
+PRIOR_TEXTS = {
+    "renormalised": "the original outputs without the forgotten classes",
+    "uniform": "all classes that stay alike",
+    "second_best": "the most likely class that stays",
+}
+TILT_TEXTS = {"influence": ", tilted by influence", "similarity": ", tilted to the classes most like them", "none": ""}
 CONSTRAINTS = {
     "soft": "Training steps were damped in the directions that the proxies use.",
     "hard": "Training steps were confined to directions that the proxies do not use.",
@@ -139,7 +147,8 @@ def about_run(report: UnlearningReport) -> dict:
         "zero_shot": not report.config.get("with_retain"),
         "description": METHODS[report.method].description,
         "paper": report.config.get("variant") == "paper",
-        "constraint": CONSTRAINTS.get(report.config.get("constraint")),
+        "targets": other_targets(report),
+        "constraint": constraint_text(report),
         "views": report.config.get("forget_views"),
         "proxies": (report.proxies or {}).get("count"),
         "left_out": report.left_out(),
@@ -151,6 +160,24 @@ def about_run(report: UnlearningReport) -> dict:
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "remote_code": bool(report.config.get("trust_remote_code")),
     }
+
+
+def constraint_text(report: UnlearningReport) -> str | None:
+    """How proxies confined the steps; of a method that has other images for that its description tells."""
+    if not METHODS[report.method].reads_proxies(True, True, True):
+        return None
+    return CONSTRAINTS.get(report.config.get("constraint"))
+
+
+def other_targets(report: UnlearningReport) -> str | None:
+    """What the forget images were trained on, where it is not the method's own."""
+    method, config = METHODS[report.method], report.config
+    named, own = [[of.get(name) for name in TARGETS] for of in (config, method.settings(FEW_LABELS))]
+    if report.method == "zspag" or named[0] is None or named == own:
+        return None
+    if named[0] == "paper":
+        return f"{IN_PLACE} pseudo-labels by influence, eq. 7-10 of ZS-PAG."
+    return f"{IN_PLACE} {PRIOR_TEXTS[named[1]]}{TILT_TEXTS[named[2]]}."
 
 
 def about_results(report: UnlearningReport) -> dict:

@@ -6,17 +6,19 @@ from .methods import METHODS
 
 FEW_LABELS = 10  # what settings are for until the model is known
 TARGETS = ("pseudo_label", "prior", "tilt")
+SURE = "second_best"  # the prior that is one class, which no tilt changes
 TARGETED = ", ".join(repr(name) for name, method in METHODS.items() if method.takes_targets)
 # options -> where they are read
 READ = {
     ("attack", "attack_eps", "attack_steps", "proxy_policy", "proxies_per_class", "max_proxies"): (
-        "where proxies are made: by zspag, under a constraint, or for targets by influence"
+        "where proxies are made"
     ),
     ("energy_threshold", "subspace_merge"): "under a constraint",
     ("pseudo_label",): f"where classes are forgotten, by {TARGETED}",
     ("prior", "tilt"): f"with pseudo_label='prior', where classes are forgotten, by {TARGETED}",
     ("tilt_temperature",): "with pseudo_label='prior' and tilt='influence'",
-    ("influence_sign", "influence_solver", "influence_damping"): "where targets are made by influence",
+    ("influence_sign", "influence_solver"): "where targets are made by influence",
+    ("influence_damping",): "where targets are made by influence, by other solvers than 'identity'",
     ("holdout_share", "proxy_budget", "proxy_weight", "feature_weight"): "in adaptive runs of zspag",
     ("scope",): "by zspag",
     ("max_retain_samples",): "with retained data",
@@ -40,15 +42,16 @@ def unread(values: dict) -> set[str]:
     adaptive = adaptive and (not paper if values["adaptive"] is None else values["adaptive"])
     named = method.takes_targets and (default or any(values[name] is not None for name in TARGETS))
     literal = named and (values["pseudo_label"] or ("paper" if paper else "prior")) == "paper"
-    tilted = named and not literal and values["tilt"] in (None, "influence")
-    nameable = method.takes_targets and (default or bool(values["forget_classes"]))
+    tilted = named and not literal and values["tilt"] in (None, "influence") and values["prior"] != SURE
+    nameable = method.takes_targets and ("images" not in method.forgets or bool(values["forget_classes"]))
     where = {
-        "attack": literal or tilted or method.reads_proxies(constraint != "none", retained),
+        "attack": method.reads_proxies(constraint != "none", retained, literal or tilted),
         "energy_threshold": constraint != "none",
         "pseudo_label": nameable,
         "prior": nameable and not literal,
         "tilt_temperature": tilted,
         "influence_sign": literal or tilted,
+        "influence_damping": (literal or tilted) and values["influence_solver"] != "identity",
         "holdout_share": adaptive,
         "scope": default,
         "max_retain_samples": retained,

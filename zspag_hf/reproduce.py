@@ -10,7 +10,7 @@ from dataclasses import fields
 from .config import ADAPTIVE, PAPER, UnlearningConfig
 from .first_step import ROUND_STEPS
 from .methods import METHODS
-from .reads import FEW_LABELS, TARGETS
+from .reads import FEW_LABELS, SURE, TARGETS, unread
 from .report import UnlearningReport
 
 WIDTH, GLUE = 100, "\0"  # of the command, in characters; a space that is no place to fold
@@ -66,16 +66,29 @@ def changed_options(report: UnlearningReport) -> dict:
     method = METHODS[config.get("method", "zspag")]
     usual |= {"optim": "sgd", "weight_decay": 0.0, "with_retain": method.needs_retain}
     if method is not METHODS["zspag"]:
-        usual |= {"constraint": "none"} | dict.fromkeys(TARGETS)
+        usual |= {"constraint": "none"}
+        if config.get("pseudo_label") is None:
+            usual |= dict.fromkeys(TARGETS)
+    if config.get("prior") == SURE:
+        usual |= {"tilt": "none"}
     if config.get("adaptive"):
         usual |= {"max_steps": 1000} | {name: config.get(name) for name in chosen_options(report.choice)}
-    elif not paper:
+    elif not paper or method is not METHODS["zspag"]:
         soft = config.get("constraint") == usual["constraint"] == "soft"
         settings = method.retained_settings if config.get("with_retain") else method.settings
         usual |= settings(FEW_LABELS)  # how many there are is not in the report
-        usual["adaptive"] = soft and config.get("num_train_epochs") == usual["num_train_epochs"]  # else implied
-        usual["energy_threshold"] = 0.99 if config.get("constraint") == "hard" else 0.999
-    return {name: config[name] for name in REPEATED if name in config and config[name] != usual[name]}
+        if not paper:
+            usual["adaptive"] = soft and config.get("num_train_epochs") == usual["num_train_epochs"]  # else implied
+            usual["energy_threshold"] = 0.99 if config.get("constraint") == "hard" else 0.999
+            usual |= {name: value for name, value in settings(FEW_LABELS).items() if name == "energy_threshold"}
+    epochs = {"num_train_epochs": None} if config.get("adaptive") else {}
+    dropped = unread({f.name: f.default for f in fields(UnlearningConfig)} | config | epochs)
+    names = [name for name in REPEATED if name in config and name not in dropped]
+    found = {name: config[name] for name in names if config[name] != usual[name]}
+    if "pseudo_label" in names and config["pseudo_label"] is not None and not found.keys() & set(TARGETS):
+        own = method is METHODS["zspag"] or method.settings(FEW_LABELS).get("pseudo_label")
+        found |= {} if own else {"pseudo_label": config["pseudo_label"]}  # targets that are named at all
+    return found
 
 
 def chosen_options(choice: dict) -> list[str]:

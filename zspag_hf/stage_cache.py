@@ -53,6 +53,7 @@ class StageCache:
         self.root = Path(output_dir, FOLDER)
         self.folder = self.root / self.digest[:16]
         self.first = rank_and_size()[0] == 0
+        self.timed: set[str] = set()  # stages whose time is known here
         self.together(lambda: self.open(resume), UnlearningError)
 
     def together(self, work: Callable[[], None], kind: type[UnlearningError]) -> None:
@@ -107,11 +108,14 @@ class StageCache:
             make: returns tensors by name, and facts that JSON can hold.
 
         Returns:
-            tensors, facts, and the seconds that it took when it was made in an earlier process; 0 if just made.
+            tensors, facts, and the seconds that it took when it was made in an earlier process; 0 if it was made, or
+            read before, in this one.
         """
+        known, self.timed = name in self.timed, self.timed | {name}
         found = self.load(name)
         if found is not None:
-            return *found, found[1].pop("seconds")
+            seconds = found[1].pop("seconds")
+            return *found, 0.0 if known else seconds
         start = time.perf_counter()
         tensors, facts = make()
         tensors = apart(tensors)  # laid out as they are read: the same to the last bit

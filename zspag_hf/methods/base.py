@@ -88,10 +88,9 @@ class Method:
         return cls.settings(num_labels)
 
     @staticmethod
-    def reads_proxies(constrained: bool, retained: bool) -> bool:
-        """Whether proxies are made, for all but targets; ``constrained``: under a constraint, ``retained``: in the form
-        with retained data."""
-        return constrained
+    def reads_proxies(constrained: bool, retained: bool, by_influence: bool) -> bool:
+        """Whether proxies are made: under a constraint, in the form with retained data, for targets by influence."""
+        return constrained or by_influence
 
     def prepare(self, trainer) -> Plan:
         raise NotImplementedError

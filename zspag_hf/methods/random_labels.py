@@ -40,16 +40,17 @@ class RandomLabels(Method):
 
     def prepare(self, trainer) -> Plan:
         forget, retain, count = trainer.forget, trainer.retain, trainer.classifier.num_labels
-        pixels, targets = forget.pixels, self.targets(trainer)
+        facts = {}
+        pixels, targets = forget.pixels, self.targets(trainer, facts)
         if retain is not None:
             pixels = torch.cat([pixels, retain.pixels])
             targets = torch.cat([targets, F.one_hot(retain.labels, count).float()])
-        return Plan(pixels, targets, list(trainer.layers))
+        return Plan(pixels, targets, list(trainer.layers), facts=facts)
 
-    def targets(self, trainer) -> Tensor:
+    def targets(self, trainer, facts: dict) -> Tensor:
         """``(N, C)``, of the forget images."""
         if trainer.args.pseudo_label is not None:
-            return gather_targets(trainer).targets
+            return gather_targets(trainer, facts).targets
         forget, count = trainer.forget, trainer.classifier.num_labels
         keep = retained_mask(count, trainer.forget_ids).nonzero().squeeze(1)
         return F.one_hot(random_labels(forget.labels, keep, trainer.args.seed), count).float()

@@ -145,7 +145,8 @@ class SalUn(Method):
         keeper = SaliencyMask(dict(trainer.model.named_parameters()), masks)
         allowed = retained_mask(classifier.num_labels, trainer.forget_ids).repeat(len(forget), 1)
         allowed[torch.arange(len(forget)), forget.labels] = False
-        named = None if trainer.args.pseudo_label is None else gather_targets(trainer).targets
+        facts = {}
+        named = None if trainer.args.pseudo_label is None else gather_targets(trainer, facts).targets
         kept = torch.zeros(0, dtype=torch.long) if retain is None else retain.labels
         kept = F.one_hot(kept, classifier.num_labels).float()
 
@@ -159,4 +160,4 @@ class SalUn(Method):
         pixels = forget.pixels if retain is None else torch.cat([forget.pixels, retain.pixels])
         blocks = torch.full((len(pixels),), FORGET)
         blocks[len(forget) :] = RETAIN
-        return Plan(pixels, retarget(0), None, blocks=blocks, retarget=retarget, keepers=[keeper])
+        return Plan(pixels, retarget(0), None, blocks=blocks, retarget=retarget, keepers=[keeper], facts=facts)

@@ -106,7 +106,7 @@ class SSD(Method):
     trains = False
 
     @staticmethod
-    def reads_proxies(constrained: bool, retained: bool) -> bool:
+    def reads_proxies(constrained: bool, retained: bool, by_influence: bool) -> bool:
         return constrained or not retained
 
     def prepare(self, trainer) -> Plan:

@@ -130,10 +130,11 @@ def confine(trainer, plan) -> None:
     plan.trainable = names if plan.trainable is None else [name for name in plan.trainable if name in names]
 
 
-def gather_targets(trainer, logits: Tensor | None = None, known: tuple | None = None) -> PseudoLabels:
+def gather_targets(trainer, facts: dict, logits: Tensor | None = None, known: tuple | None = None) -> PseudoLabels:
     """The stage "pseudo_labels": the targets of the forget images that ``pseudo_label``, ``prior`` and ``tilt`` name.
 
     Args:
+        facts: of the plan, which get those of proxies that are made here.
         logits: ``(N, C)`` of the original on the forget images, where they are known.
         known: images with labels that stand for the retained ones, and their :class:`Subspaces`, for what is made by
             influence; unset: proxies of all forget images.
@@ -147,6 +148,7 @@ def gather_targets(trainer, logits: Tensor | None = None, known: tuple | None = 
 
     if known is None and args.by_influence:  # stages of their own
         proxies = gather_all_proxies(trainer)
+        facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
         known = proxies, gather_subspaces(trainer, proxies)
     tensors, _ = trainer.finished("pseudo_labels", "pseudo_labels", make)
     return PseudoLabels(tensors["targets"], tensors.get("influence"))

@@ -39,8 +39,10 @@ class TiltedReweighting(Method):
 
     def prepare(self, trainer) -> Plan:
         forget, retain = trainer.forget, trainer.retain
-        targets = gather_targets(trainer).targets
+        facts = {}
+        targets = gather_targets(trainer, facts).targets
         if retain is None:
-            return Plan(forget.pixels, targets, None)
+            return Plan(forget.pixels, targets, None, facts=facts)
         labels = F.one_hot(retain.labels, trainer.classifier.num_labels).float()
-        return Plan(torch.cat([forget.pixels, retain.pixels]), torch.cat([targets, labels]), None)
+        pixels = torch.cat([forget.pixels, retain.pixels])
+        return Plan(pixels, torch.cat([targets, labels]), None, facts=facts)

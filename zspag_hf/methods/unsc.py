@@ -49,7 +49,7 @@ class UNSC(Method):
         return published | {"pseudo_label": "prior", "prior": "second_best", "tilt": "none"}
 
     @staticmethod
-    def reads_proxies(constrained: bool, retained: bool) -> bool:
+    def reads_proxies(constrained: bool, retained: bool, by_influence: bool) -> bool:
         return False
 
     def prepare(self, trainer) -> Plan:
@@ -57,7 +57,8 @@ class UNSC(Method):
         images = drawn_per_class(trainer.retain, IMAGES_PER_CLASS, args.seed)
         used = args.constraint != "none" or args.by_influence
         subspaces = gather_subspaces(trainer, images) if used else None
-        plan = Plan(forget.pixels, gather_targets(trainer, known=(images, subspaces)).targets, list(trainer.layers))
+        targets = gather_targets(trainer, {}, known=(images, subspaces)).targets
+        plan = Plan(forget.pixels, targets, list(trainer.layers))
         if args.constraint == "none":
             return plan
         plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)

@@ -48,7 +48,7 @@ class ZSPAG(Method):
     )
 
     @staticmethod
-    def reads_proxies(constrained: bool, retained: bool) -> bool:
+    def reads_proxies(constrained: bool, retained: bool, by_influence: bool) -> bool:
         return True
 
     def prepare(self, trainer) -> Plan:
@@ -62,9 +62,9 @@ class ZSPAG(Method):
         )
         judges = self.held_out_proxies(trainer, forget.pixels[held], logits[held]) if args.adaptive else None
         subspaces = gather_subspaces(trainer, proxies)
-        labels = gather_targets(trainer, logits, (proxies, subspaces))
-        plan = Plan(forget.pixels[train], labels.targets[train], list(trainer.layers))
-        plan.facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
+        facts = {"proxies": proxy_facts(proxies, trainer.label_names_by_id)}
+        labels = gather_targets(trainer, facts, logits, (proxies, subspaces))
+        plan = Plan(forget.pixels[train], labels.targets[train], list(trainer.layers), facts=facts)
         if args.adaptive:
             held_out = HeldOut(
                 trainer.classifier, judges.pixels, forget.pixels[held], labels.targets[held], trainer.forget_ids
