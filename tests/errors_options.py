@@ -90,7 +90,7 @@ UNREAD = [
     option("tilt_temperature=2.0", "tilt='influence'", tilt="none", tilt_temperature=2.0),
     option("tilt_temperature=3.0", "tilt='influence'", prior="second_best", tilt_temperature=3.0),
     option("tilt='influence'", "tilt='none'", prior="second_best", tilt="influence"),
-    option("attack='fgsm'", "where proxies are made", method="unsc", tilt="influence", attack="fgsm"),
+    option("attack='fgsm'", "where proxies are made", method="unsc", prior="uniform", tilt="influence", attack="fgsm"),
     option("influence_damping=0.5", "'identity'", influence_solver="identity", influence_damping=0.5),
     option("influence_solver='cg'", "by influence", method="trw", influence_solver="cg"),
     option("proxy_budget=0.1", "in adaptive runs", constraint="hard", proxy_budget=0.1),

@@ -25,6 +25,7 @@ from zspag_hf.loading import load_classifier
 
 FREE = {"adaptive": False, "constraint": "none"}
 RATES = (1e-4, 1e-3, 1e-2)  # of the grid that AMUN's authors search, 1e-5 to 1e-1, as far as two cores go
+FINE_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 MORE_RATES = (1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1)
 STRONG_RATES = (0.01, 0.1, 0.3, 1.0, 3.0)  # of a hard constraint in their place, which leaves little of a step
 THRESHOLDS = (0.8, 0.9, 0.99)  # of the literal form, for which the paper gives none; UNSC has .97 to .997

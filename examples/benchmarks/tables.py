@@ -21,7 +21,8 @@ from a retrained model's; on the row of the retrained models the mean distance o
 
 Each run is kept in ``--output_dir``, so that an interrupted command goes on. Rates are chosen with the first seed only,
 on half of the test split; the other half is reported, for all seeds. ``--budget cores`` is for two cores, ``small``
-for as many with few training images (the published epochs on all of them), ``gpu`` for the published epochs and grids.
+for as many with few training images (the published epochs on all of them, a finer grid), ``gpu`` for the published
+epochs and grids.
 """
 
 from __future__ import annotations
@@ -36,7 +37,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benches import MORE_RATES, NO_RATE, OWN_RATE, RATES, STRONG_RATES, Bench, load_benches, read_places, slug
+from benches import (
+    FINE_RATES,
+    MORE_RATES,
+    NO_RATE,
+    OWN_RATE,
+    RATES,
+    STRONG_RATES,
+    Bench,
+    load_benches,
+    read_places,
+    slug,
+)
 from datasets import Dataset
 from measure import machine
 from models import quiet_config, silence
@@ -69,7 +81,7 @@ class Budget:
 
 BUDGETS = {
     "cores": Budget(RATES, {"max_retain_samples": 4000, "num_train_epochs": 3}),
-    "small": Budget(RATES, {}),
+    "small": Budget(FINE_RATES, {}),
     "gpu": Budget(MORE_RATES, {}),
 }
 
