@@ -57,6 +57,13 @@ def test_for_images_it_is_the_nearest_to_chance_among_those_that_cost_little():
     assert chosen(frontier[2:], before)["rate"] == 3
 
 
+def test_beside_retrained_models_it_is_the_least_gap_to_them():
+    rows = [(1, 0.01, 1.0, 0.54, 0.8), (2, 0.4, 0.9, 0.5, 0.6), (3, 0.5, 0.5, 0.4, 0.5)]
+    frontier = [{"rate": r, "validation": {"ua": a, "ra": b, "ta": c, "rmia": d}} for r, a, b, c, d in rows]
+    models = [{"ua": 0.5, "ra": 1.0, "ta": 0.5, "rmia": 0.5} for _ in range(2)]
+    assert chosen(frontier, {}, models)["rate"] == 2
+
+
 def test_the_halves_share_no_image_and_are_the_same_each_time():
     data = images([0, 1, 2, 3, 4] * 4).add_column("row", list(range(20)))
     first, second = halves(data)
