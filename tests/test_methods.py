@@ -97,17 +97,17 @@ class TestEveryForm:
         assert METHODS[name].description.split("](")[0].split(".")[0] in card
         assert ("zero-shot-unlearning" in card) is not with_retain
 
-    @pytest.mark.parametrize(("name", "with_retain", "kind"), FORMS)
-    def test_a_run_that_was_cut_off_ends_as_one_left_alone(self, tmp_path, name, with_retain, kind):
-        whole = make(tmp_path / "whole", name, "vit", with_retain, kind)
+    @pytest.mark.parametrize(("name", "with_retain", "kind", "family"), CASES)
+    def test_a_run_that_was_cut_off_ends_as_one_left_alone(self, tmp_path, name, with_retain, kind, family):
+        whole = make(tmp_path / "whole", name, family, with_retain, kind)
         whole.train()
-        cut = make(tmp_path / "cut", name, "vit", with_retain, kind, save_strategy="steps", save_steps=4)
+        cut = make(tmp_path / "cut", name, family, with_retain, kind, save_strategy="steps", save_steps=4)
         cut.add_callback(CutAt())
         if whole.plan.pixels is None:
             cut.edit = lambda plan: (_ for _ in ()).throw(Cut)
         with pytest.raises(Cut):
             cut.train()
-        again = make(tmp_path / "cut", name, "vit", with_retain, kind, save_strategy="steps", save_steps=4)
+        again = make(tmp_path / "cut", name, family, with_retain, kind, save_strategy="steps", save_steps=4)
         again.train(resume_from_checkpoint=True)
         expected = whole.model.state_dict()
         for key, value in again.model.state_dict().items():
