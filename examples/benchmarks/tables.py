@@ -11,7 +11,8 @@ models that are retrained without what is forgotten:
      "cifar-random": {"data": "user/cifar10", "model": "user/vit", "share": 0.1},
      "faces": {"data": "user/faces", "train": "resnet", "classes": ["ada", "grace"], "side": 64, "epochs": 100},
      "digits of a VGG": {"data": "digits", "train": "vgg", "classes": ["3"]},
-     "cifar by heart": {"data": "user/cifar10", "train": "resnet", "share": 0.1, "images": 10000, "augment": false}}
+     "cifar by heart": {"data": "user/cifar10", "train": "resnet", "share": 0.1, "images": 10000, "epochs": 20,
+                        "augment": false}}
 
 With ``"published": "CIFAR-10"`` in an entry the paper's figures for that data set stand beside.
 
