@@ -96,6 +96,9 @@ UNREAD = [
     option("proxy_budget=0.1", "in adaptive runs", constraint="hard", proxy_budget=0.1),
     option("scope='head'", "by zspag", method="finetune", scope="head"),
     option("max_retain_samples=9", "with retained data", max_retain_samples=9),
+    option("proxies_per_class=9", "proxy_policy='quota'", proxy_policy="second", proxies_per_class=9),
+    option("weight_decay=0.1", "by methods that train", method="fisher", weight_decay=0.1),
+    option("max_steps=9", "not by 'fisher', 'ssd'", method="ssd", max_steps=9),
 ]
 
 OF_TRANSFORMERS = [

@@ -59,7 +59,7 @@ def make(folder, name, family, with_retain, kind="classes", **options):
         "method": name,
         "adaptive": False,
         "learning_rate": RATES.get(name, 0.02) if METHODS[name].trains else None,
-        "max_steps": STEPS,
+        "max_steps": STEPS if METHODS[name].trains else -1,
         "per_device_train_batch_size": 8,
         "forget": images([label] * 32 if kind == "classes" else answers.tolist(), seed=1),
         "forget_classes": [NAMES[label]] if kind == "classes" else None,

@@ -390,12 +390,6 @@ class UnlearningConfig(TrainingArguments):
                 f"with_retain=False: method={self.method!r} cannot work without retained data. Leave it unset, or give"
                 " another method."
             )
-        given = [name for name in ("learning_rate", "num_train_epochs") if self._given[name] is not None]
-        if given and not method.trains:
-            raise UnlearningError(
-                f"{given[0]}={self._given[given[0]]!r}: method={self.method!r} changes the weights at once, without"
-                " training. Leave it unset."
-            )
         if self.constraint != "none" and not method.constrainable:
             raise UnlearningError(
                 f"constraint={self.constraint!r}: method={self.method!r} begins with new weights, which no constraint"

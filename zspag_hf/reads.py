@@ -8,11 +8,11 @@ FEW_LABELS = 10  # what settings are for until the model is known
 TARGETS = ("pseudo_label", "prior", "tilt")
 SURE = "second_best"  # the prior that is one class, which no tilt changes
 TARGETED = ", ".join(repr(name) for name, method in METHODS.items() if method.takes_targets)
+UNTRAINED = ", ".join(repr(name) for name, method in METHODS.items() if not method.trains)
 # options -> where they are read
 READ = {
-    ("attack", "attack_eps", "attack_steps", "proxy_policy", "proxies_per_class", "max_proxies"): (
-        "where proxies are made"
-    ),
+    ("attack", "attack_eps", "attack_steps", "proxy_policy", "max_proxies"): "where proxies are made",
+    ("proxies_per_class",): "with proxy_policy='quota', where proxies are made",
     ("energy_threshold", "subspace_merge"): "under a constraint",
     ("pseudo_label",): f"where classes are forgotten, by {TARGETED}",
     ("prior", "tilt"): f"with pseudo_label='prior', where classes are forgotten, by {TARGETED}",
@@ -22,6 +22,9 @@ READ = {
     ("holdout_share", "proxy_budget", "proxy_weight", "feature_weight"): "in adaptive runs of zspag",
     ("scope",): "by zspag",
     ("max_retain_samples",): "with retained data",
+    ("learning_rate", "num_train_epochs", "max_steps", "optim", "optim_args", "weight_decay"): (
+        f"by methods that train, not by {UNTRAINED}"
+    ),
 }
 WHERE = {name: where for names, where in READ.items() for name in names}  # option -> where it is read
 
@@ -44,8 +47,11 @@ def unread(values: dict) -> set[str]:
     literal = named and (values["pseudo_label"] or ("paper" if paper else "prior")) == "paper"
     tilted = named and not literal and values["tilt"] in (None, "influence") and values["prior"] != SURE
     nameable = method.takes_targets and ("images" not in method.forgets or bool(values["forget_classes"]))
+    proxies = method.reads_proxies(constraint != "none", retained, literal or tilted)
+    policy = values["proxy_policy"] or ("second" if paper else "quota")
     where = {
-        "attack": method.reads_proxies(constraint != "none", retained, literal or tilted),
+        "attack": proxies,
+        "proxies_per_class": proxies and policy == "quota",
         "energy_threshold": constraint != "none",
         "pseudo_label": nameable,
         "prior": nameable and not literal,
@@ -55,5 +61,6 @@ def unread(values: dict) -> set[str]:
         "holdout_share": adaptive,
         "scope": default,
         "max_retain_samples": retained,
+        "learning_rate": method.trains,
     }
     return {name for names in READ for name in names if not where[names[0]]}
