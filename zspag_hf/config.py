@@ -7,19 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from transformers import TrainingArguments
 
 from .attacks import ATTACKS
-from .checks import check_choice, check_range, transformers_errors
+from .checks import check_choice, transformers_errors
 from .errors import UnlearningError
 from .influence import SOLVERS
 from .loading import HubOptions
 from .methods import METHODS
-from .proxies import POLICIES
-from .pseudo_labels import PRIORS, SIGNS, TILTS
-from .reads import FEW_LABELS, SURE, TARGETS, WHERE, unread
-
-VARIANTS = ("adaptive", "paper")
-CONSTRAINTS = ("soft", "hard", "none")
-SCOPES = ("auto", "all", "head")
-MERGES = ("gram", "literal", "random")
+from .option_checks import VARIANTS, check_options
+from .reads import FEW_LABELS, SURE, TARGETS, unread
 
 # The paper's literal form: what it states, and METHODS' choice where it is silent. Applied to options left unset.
 PAPER = {
@@ -45,33 +39,6 @@ ADAPTIVE = {
     "tilt": "influence",
     "influence_solver": "kfac",
     "num_train_epochs": 1,
-}
-
-POSITIVE, COUNT, WEIGHT = {"above": 0}, {"least": 1, "whole": True}, {"least": 0}
-RANGES = {
-    "holdout_share": {"above": 0, "below": 1},
-    "max_memory_gb": POSITIVE,
-    "energy_threshold": {"above": 0, "most": 1},
-    "attack_eps": POSITIVE,
-    "attack_steps": COUNT,
-    "proxies_per_class": COUNT,
-    "max_proxies": COUNT,
-    "proxy_budget": POSITIVE,
-    "proxy_weight": WEIGHT,
-    "feature_weight": WEIGHT,
-    "tilt_temperature": POSITIVE,
-    "influence_damping": POSITIVE,
-    "max_retain_samples": COUNT,
-    "forget_views": {"least": 0, "most": 1000, "whole": True},
-    "learning_rate": POSITIVE,
-    "num_train_epochs": POSITIVE,
-    "max_steps": COUNT,
-    "per_device_train_batch_size": COUNT,
-    "per_device_eval_batch_size": COUNT,
-    "gradient_accumulation_steps": COUNT,
-    "dataloader_num_workers": {"least": 0, "whole": True},
-    "weight_decay": WEIGHT,
-    "seed": {"least": 0, "most": 2**32 - 1, "whole": True},
 }
 
 
@@ -225,7 +192,7 @@ class UnlearningConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: images are read by name."})
 
     def __post_init__(self):
-        self._given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        self.given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         check_choice("variant", self.variant, VARIANTS)
         check_choice("method", self.method, METHODS)
         if isinstance(self.forget_classes, (str, int, float)):
@@ -255,7 +222,7 @@ class UnlearningConfig(TrainingArguments):
             self.max_steps = 1000
         if self.energy_threshold is None and not self.adaptive:
             self.energy_threshold = 0.99 if self.constraint == "hard" else 0.999
-        self.check_options()
+        check_options(self)
         chosen_later, self.learning_rate = self.learning_rate is None, self.learning_rate or 0.0
         with transformers_errors():
             super().__post_init__()
@@ -274,7 +241,7 @@ class UnlearningConfig(TrainingArguments):
         if self.method != "zspag":
             usual = self.published(FEW_LABELS)
             for name, value in self.published(num_labels).items():
-                if self._given[name] is None and getattr(self, name) == usual[name]:  # else it was set afterwards
+                if self.given[name] is None and getattr(self, name) == usual[name]:  # else it was set afterwards
                     setattr(self, name, value)
 
     def published(self, num_labels: int) -> dict:
@@ -301,145 +268,9 @@ class UnlearningConfig(TrainingArguments):
     def but(self, **changes) -> UnlearningConfig:
         """The options as they were given, with some changed. Not carried over are choices of an earlier run, targets to
         another method, which has its own, and options that the changes leave unread."""
-        values = self._given | changes
+        values = self.given | changes
         check_choice("method", values["method"], METHODS)
         if values["method"] != self.method:
             values |= {name: None for name in TARGETS if name not in changes}
         dropped = unread(values) - set(changes)
         return type(self)(**{name: value for name, value in values.items() if name not in dropped})
-
-    def check_options(self) -> None:
-        """Raise an UnlearningError for any option outside its choices or range."""
-        check_choice("attack", self.attack, ATTACKS)
-        check_choice("proxy_policy", self.proxy_policy, POLICIES)
-        check_choice("constraint", self.constraint, CONSTRAINTS)
-        check_choice("subspace_merge", self.subspace_merge, MERGES)
-        check_choice("scope", self.scope, SCOPES)
-        if self.pseudo_label is not None:  # else the method has its own
-            check_choice("pseudo_label", self.pseudo_label, ("prior", "paper"))
-            check_choice("prior", self.prior, PRIORS)
-            check_choice("tilt", self.tilt, TILTS)
-            if (self.prior, self.pseudo_label) == (SURE, "prior") and self.tilt != "none":
-                raise UnlearningError(
-                    f"tilt={self.tilt!r}: prior={SURE!r} is one class, which no tilt changes. Give tilt='none', or"
-                    " another prior."
-                )
-        check_choice("influence_sign", self.influence_sign, SIGNS)
-        check_choice("influence_solver", self.influence_solver, SOLVERS)
-        self.check_numbers()
-        if self.adaptive and self.constraint != "soft":
-            raise UnlearningError(
-                f"adaptive=True works on the soft constraint, not on {self.constraint!r}: leave adaptive unset."
-            )
-        if self.attack == "fgsm" and self.attack_steps not in (None, 1):
-            raise UnlearningError(f"attack_steps={self.attack_steps}: fgsm takes one step; use attack='pgd' for more.")
-        self.check_adaptive()
-        self.check_method()
-        self.check_read()
-        self.check_exact()
-        if self.constraint == "soft" and self.subspace_merge in ("literal", "random"):
-            raise UnlearningError(
-                f"subspace_merge={self.subspace_merge!r} yields bases, and constraint='soft' is made of none: use"
-                " constraint='hard'."
-            )
-        if self.remove_unused_columns:
-            raise UnlearningError(
-                "remove_unused_columns=True would drop the images before they are read: leave it False."
-            )
-
-    def check_numbers(self) -> None:
-        """Refuse numbers out of range, also those of transformers that would fail, or do nothing, much later."""
-        may_be_unset = {f.name for f in fields(self) if f.default is None}
-        for name, bounds in RANGES.items():
-            value = getattr(self, name)
-            if not (value is None and name in may_be_unset) and not (name == "max_steps" and value == -1):
-                check_range(name, value, **bounds)
-
-    def check_adaptive(self) -> None:
-        """Refuse what an adaptive run cannot judge by or roll back."""
-        if not self.adaptive:
-            return
-        if self.method != "zspag":
-            raise UnlearningError(f"adaptive=True belongs to method='zspag', not to {self.method!r}: leave it unset.")
-        given = {"optim": self.optim, "lr_scheduler_type": self.lr_scheduler_type, "optim_args": self.optim_args}
-        for (name, value), needed in zip(given.items(), ("sgd", "constant", None), strict=True):
-            if value != needed:
-                raise UnlearningError(
-                    f"an adaptive run needs {name}={needed!r}, not {value!r}: rollback and step size assume plain SGD"
-                    " at a constant rate. Give adaptive=False with a learning_rate to use another."
-                )
-        if str(self.save_strategy) in ("best", "SaveStrategy.BEST"):
-            raise UnlearningError(
-                "save_strategy='best' would save in the middle of a round, before it is judged: give 'steps' or 'epoch'"
-                " in an adaptive run."
-            )
-        if self.load_best_model_at_end:
-            raise UnlearningError(
-                "load_best_model_at_end=True would choose by test data: leave it off in an adaptive run."
-            )
-
-    def check_method(self) -> None:
-        """Refuse data that the method must not see or cannot do without, and a constraint that means nothing to it."""
-        method = METHODS[self.method]
-        if self.with_retain and not (method.needs_retain or method.takes_retain):
-            raise UnlearningError(
-                f"with_retain=True: method={self.method!r} has no form that reads retained data. Leave it unset."
-            )
-        if method.needs_retain and not self.with_retain:
-            raise UnlearningError(
-                f"with_retain=False: method={self.method!r} cannot work without retained data. Leave it unset, or give"
-                " another method."
-            )
-        if self.constraint != "none" and not method.constrainable:
-            raise UnlearningError(
-                f"constraint={self.constraint!r}: method={self.method!r} begins with new weights, which no constraint"
-                " can keep near the old ones. Leave it unset."
-            )
-
-    def check_read(self) -> None:
-        """Refuse an option that would change nothing."""
-        usual = {f.name: f.default for f in fields(self)}
-        for name in sorted(unread(self._given)):
-            if self._given[name] != usual[name]:
-                raise UnlearningError(
-                    f"{name}={self._given[name]!r} would change nothing in this run of method={self.method!r}: it is"
-                    f" read {WHERE[name]}. Leave it unset."
-                )
-
-    def check_exact(self) -> None:
-        """Refuse what would bypass the constraint or make it inexact, leave images out, and pushes that would leak."""
-        for name in ("tf32", "torch_compile", "fp16_full_eval", "bf16_full_eval"):
-            if getattr(self, name):
-                raise UnlearningError(f"{name}=True makes the constraint or the evaluation inexact: leave it off.")
-        for name in ("fsdp", "deepspeed"):
-            if getattr(self, name):
-                raise UnlearningError(
-                    f"{name}={getattr(self, name)!r} shards the weights that the constraint must see whole: leave it"
-                    " out. For FSDP version 2 launch with 'accelerate_configs/fsdp2.yaml'."
-                )
-        if self.auto_find_batch_size:
-            raise UnlearningError(
-                "auto_find_batch_size=True would change what the result depends on: leave it off, and give"
-                " per_device_train_batch_size."
-            )
-        if self.gradient_checkpointing:
-            raise UnlearningError(
-                "gradient_checkpointing=True does nothing in eval mode, which unlearning trains in: leave it off, lower"
-                " per_device_train_batch_size and raise gradient_accumulation_steps."
-            )
-        if self.dataloader_drop_last:
-            raise UnlearningError("dataloader_drop_last=True would leave out images to forget: leave it off.")
-        if any(part in str(self.optim) for part in ("lomo", "layerwise")):
-            raise UnlearningError(
-                f"optim={str(self.optim)!r} updates weights during the backward pass, past the constraint: use sgd or"
-                " adamw_torch."
-            )
-        if self.hub_create_pr and self.hub_revision is not None:
-            raise UnlearningError(
-                "hub_create_pr=True opens a pull request on the main branch: leave"
-                f" hub_revision={self.hub_revision!r} out."
-            )
-        if self.push_to_hub and str(self.hub_strategy) not in ("end", "HubStrategy.END"):
-            raise UnlearningError(
-                f"hub_strategy={str(self.hub_strategy)!r} would upload checkpoints that still remember: use 'end'."
-            )

@@ -35,12 +35,12 @@ from tqdm.auto import tqdm
 
 from zspag_hf import UnlearningConfig
 from zspag_hf.attacks import ATTACKS
-from zspag_hf.config import MERGES
 from zspag_hf.errors import UnlearningError
 from zspag_hf.figures import png
 from zspag_hf.figures.style import BESIDE, ROLES, dress, legend, new_figure, plain
 from zspag_hf.files import write_whole
 from zspag_hf.influence import SOLVERS
+from zspag_hf.option_checks import MERGES
 from zspag_hf.proxies import POLICIES
 from zspag_hf.pseudo_labels import PRIORS, SIGNS, TILTS
 from zspag_hf.reads import unread
