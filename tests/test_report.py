@@ -17,6 +17,7 @@ CHOICE = {
     "forget_probability": [0.9, 0.8, 0.0],
     "proxy_kl": 0.002,
     "proxy_budget": 0.01,
+    "target_js": 0.002,
     "steps": 70,
     "forgotten": True,
 }
@@ -53,6 +54,13 @@ def test_shallow_forgetting_is_called_shallow():
 def test_a_failure_to_forget_is_said_aloud():
     assert "NOT FORGOTTEN" in report(choice=CHOICE | {"forgotten": False}).chosen()
     assert "NOT FORGOTTEN" not in report(choice=CHOICE).chosen()
+
+
+def test_what_kept_the_answers_from_their_targets_is_said():
+    away = CHOICE | {"target_js": 0.05}
+    assert "0.050 nats away from their targets" in report(choice=away, config={"feature_weight": 1.0}).chosen()
+    assert "away" not in report(choice=away, config={"feature_weight": 0.0}).chosen(), "nothing that could be left out"
+    assert "away" not in report(choice=CHOICE, config={"feature_weight": 1.0}).chosen()
 
 
 def test_the_summary_is_of_evaluated_models():

@@ -230,6 +230,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
             "whole_network_steps": last["step"],
             "forget_probability": [first["forget_probability"], last["forget_probability"], end.forget_probability],
             "proxy_kl": end.proxy_kl,
+            "target_js": end.target_js,
             "steps": self.curve[-1]["step"],
             "unseen_level": self.level,
             "forgotten": self.is_forgotten(),

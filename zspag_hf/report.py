@@ -125,6 +125,12 @@ class UnlearningReport:
         done = (first - deep) / (first - last) if first > last else 0.0
         depth = f"The whole network did {done:.0%} of the forgetting"
         depth += ", the head the rest: it is shallow." if done < 0.5 else "."
+        away, pulled = c.get("target_js", 0.0), self.config.get("feature_weight")  # of earlier versions: not known
+        if pulled and away > c["proxy_budget"]:
+            depth += (
+                f"\nHeld-out forget images are answered {away:.3f} nats away from their targets: drawing their features"
+                " to proxies' may have used up the budget. With feature_weight 0 the whole network may do more."
+            )
         if not c["forgotten"]:
             depth += "\nNOT FORGOTTEN: held-out forget images keep their label; give more max_steps."
         return (

@@ -103,6 +103,7 @@ PARTS: dict[str, dict[str, Rows]] = {
         },
     },
     "solver": {base: {name: {"influence_solver": name} for name in SOLVERS} for base in BASES},
+    "features": {DEFAULT: {f"weight {value:g}": {"feature_weight": value} for value in (0.0, 0.1, 1.0, 3.0)}},
 }
 
 
@@ -236,7 +237,7 @@ def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
 
 # ---------------------------------------------------------------------------------------------------------- the page
 
-COLUMNS = ("acc_rt", "acc_ut", "js_ut")
+COLUMNS = ("acc_rt", "acc_ut", "js_ut", "relearn")
 
 
 def table(ablation: Ablation, parts: list[str]) -> str:
@@ -246,8 +247,8 @@ def table(ablation: Ablation, parts: list[str]) -> str:
         lines += [
             f"## {part}",
             "",
-            "| row | acc_rt | acc_ut | js_ut | attacks that succeed | seconds |",
-            "|---" * 6 + "|",
+            "| row | acc_rt | acc_ut | js_ut | relearn | attacks that succeed | seconds |",
+            "|---" * 7 + "|",
         ]
         lines += [line(ablation, name, name) for name in before]
         for row in rows_of(part):
