@@ -307,7 +307,7 @@ def test_an_ablation_runs_once_and_says_what_failed(tmp_path, monkeypatch):
     found = ablate(Runner(run, BUDGET, tmp_path, []), ["radius"], [0])
     assert ablations.failures(found).endswith(f"- {failing}, 1 of 1 seeds: no attack crosses.\n")
     text = ablations.table(found, ["radius"])
-    assert f"| {LITERAL}: eps 0.1 | - | - | - |  |  |" in text
+    assert f"| {LITERAL}: eps 0.1 | - | - | - | - |  |  |" in text
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {LITERAL}: eps 0.5 |")]
     (made,) = found.cells[f"{LITERAL}, attack_eps 0.5"]
     assert line.split("|")[2].strip() == f"{made['test']['acc_rt']:.3f}"
