@@ -97,7 +97,8 @@ UNREAD = [
     option("scope='head'", "by zspag", method="finetune", scope="head"),
     option("max_retain_samples=9", "with retained data", max_retain_samples=9),
     option("proxies_per_class=9", "proxy_policy='quota'", proxy_policy="second", proxies_per_class=9),
-    option("weight_decay=0.1", "by methods that train", method="fisher", weight_decay=0.1),
+    option("weight_decay=0.1", "'fisher', 'gkt', 'ssd'", method="fisher", weight_decay=0.1),
+    option("optim='adamw_torch'", "Trainer's loop", method="gkt", optim="adamw_torch"),
     option("max_steps=9", "not by 'fisher', 'ssd'", method="ssd", max_steps=9),
 ]
 

@@ -50,6 +50,9 @@ class UnlearningConfig(TrainingArguments):
     within the run from the forget set and its proxies alone. An option that is given is kept; ``variant="paper"`` sets
     the literal ZS-PAG of arXiv 2507.21738 (hard projection, fixed rate, fixed epochs).
 
+    Attributes:
+        given: the options as they were given, before those left unset were filled in.
+
     Raises:
         UnlearningError: an option outside its range or choices.
     """
@@ -88,7 +91,9 @@ class UnlearningConfig(TrainingArguments):
     proxy_policy: str | None = field(
         default=None, metadata={"help": "quota: proxies for every retained class; second: the literal eq. 2."}
     )
-    proxies_per_class: int = field(default=100, metadata={"help": "Proxies per retained class; the paper's n_adv."})
+    proxies_per_class: int = field(
+        default=100, metadata={"help": "Proxies per retained class, the paper's n_adv, with proxy_policy='quota'."}
+    )
     max_proxies: int = field(default=1000, metadata={"help": "Bound on all training proxies together."})
     constraint: str | None = field(
         default=None,

@@ -9,6 +9,7 @@ TARGETS = ("pseudo_label", "prior", "tilt")
 SURE = "second_best"  # the prior that is one class, which no tilt changes
 TARGETED = ", ".join(repr(name) for name, method in METHODS.items() if method.takes_targets)
 UNTRAINED = ", ".join(repr(name) for name, method in METHODS.items() if not method.trains)
+OTHERWISE = ", ".join(repr(name) for name, method in METHODS.items() if method.own_loop or not method.trains)
 # options -> where they are read
 READ = {
     ("attack", "attack_eps", "attack_steps", "proxy_policy", "max_proxies"): "where proxies are made",
@@ -22,8 +23,9 @@ READ = {
     ("holdout_share", "proxy_budget", "proxy_weight", "feature_weight"): "in adaptive runs of zspag",
     ("scope",): "by zspag",
     ("max_retain_samples",): "with retained data",
-    ("learning_rate", "num_train_epochs", "max_steps", "optim", "optim_args", "weight_decay"): (
-        f"by methods that train, not by {UNTRAINED}"
+    ("learning_rate", "max_steps"): f"by methods that train, not by {UNTRAINED}",
+    ("num_train_epochs", "optim", "optim_args", "weight_decay"): (
+        f"by methods that Trainer's loop trains, not by {OTHERWISE}"
     ),
 }
 WHERE = {name: where for names, where in READ.items() for name in names}  # option -> where it is read
@@ -62,5 +64,6 @@ def unread(values: dict) -> set[str]:
         "scope": default,
         "max_retain_samples": retained,
         "learning_rate": method.trains,
+        "num_train_epochs": method.trains and not method.own_loop,
     }
     return {name for names in READ for name in names if not where[names[0]]}

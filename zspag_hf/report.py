@@ -14,6 +14,7 @@ from .tables import score_table, summary_table
 
 SCHEMA_VERSION = 3
 REPORT_NAME, PAGE_NAME = "unlearning_report.json", "unlearning_report.html"
+SPENT = 0.5  # share of the proxy budget above which what else moved the weights may have cost the forgetting
 MODELS = ("original", "masked", "unlearned", "retrained")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface-hub")
 
@@ -125,8 +126,8 @@ class UnlearningReport:
         done = (first - deep) / (first - last) if first > last else 0.0
         depth = f"The whole network did {done:.0%} of the forgetting"
         depth += ", the head the rest: it is shallow." if done < 0.5 else "."
-        away, pulled = c.get("target_js", 0.0), self.config.get("feature_weight")  # of earlier versions: not known
-        if pulled and away > c["proxy_budget"]:
+        away = c.get("target_js", 0.0)  # not known of earlier versions
+        if c.get("features_drawn") and away > c["proxy_budget"] and c["proxy_kl"] > SPENT * c["proxy_budget"]:
             depth += (
                 f"\nHeld-out forget images are answered {away:.3f} nats away from their targets: drawing their features"
                 " to proxies' may have used up the budget. With feature_weight 0 the whole network may do more."

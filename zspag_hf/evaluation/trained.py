@@ -34,6 +34,8 @@ def make_report(trainer) -> UnlearningReport:
     choice = None
     if control is not None:
         choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
+        has_features = trainer.plan.proxies.features is not None
+        choice |= {"features_drawn": has_features and args.feature_weight > 0 and args.scope != "head"}
         choice["probe"] = facts["probe"]
     grams = None
     if facts.get("layers"):

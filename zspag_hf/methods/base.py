@@ -63,6 +63,7 @@ class Method:
         takes_retain: whether it has a form with retained data, which ``with_retain`` asks for. A method that neither
             needs nor takes them, or is not asked to, never sees them.
         trains: False for a method that changes weights at once.
+        own_loop: whether it trains in a loop of its own, with optimizers of its own, for ``max_steps``.
         constrainable: whether ``constraint`` may confine it; not where weights begin anew.
         takes_targets: whether ``pseudo_label``, ``prior`` and ``tilt`` may name what the forget images are trained on,
             in place of the method's own.
@@ -75,6 +76,7 @@ class Method:
     constrainable = True
     takes_targets = False
     trains = True
+    own_loop = False
 
     @classmethod
     def settings(cls, num_labels: int) -> dict:

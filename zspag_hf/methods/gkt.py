@@ -195,6 +195,7 @@ class GKT(Method):
         " the original on generated images, without those in which it sees the forgotten classes."
     )
     constrainable = False
+    own_loop = True
 
     @staticmethod
     def settings(num_labels: int) -> dict:
