@@ -416,6 +416,21 @@ class TestMergeBases:
         gram = sum(r.T @ r / r.square().sum() for r in rows.values())[None]
         assert largest_angle(merge_bases(rows, 1.0), Spectrum({"it": gram}).basis("it", 1.0).vectors[0]) < 1e-6
 
+    def test_a_failure_to_converge_is_met_by_the_transpose(self, monkeypatch):
+        rows, real, shapes = self.rows(), torch.linalg.svd, []
+        expected = merge_bases(rows, 1.0)
+
+        def stubborn(matrix, **options):
+            shapes.append(tuple(matrix.shape))
+            if matrix.shape[0] == 20:
+                raise torch.linalg.LinAlgError("failed to converge")
+            return real(matrix, **options)
+
+        monkeypatch.setattr(subspaces.torch.linalg, "svd", stubborn)
+        merged = merge_bases(rows, 1.0)
+        assert len(shapes) == 2 * 5, "three classes, merged twice"
+        assert merged.shape == expected.shape and largest_angle(merged, expected) < 1e-6
+
     def test_never_more_directions_than_the_width(self):
         assert merge_bases({k: torch.randn(9, 6, dtype=torch.float64) for k in range(4)}, 1.0).shape == (6, 6)
 

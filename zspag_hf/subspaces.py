@@ -161,6 +161,20 @@ class Spectrum:
         return self.each_damped(energy_threshold, lambda _name, damping: damping)
 
 
+def left_singular(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors and singular values (descending) of one ``(d, n)`` matrix.
+
+    Merged bases have many equal singular values, on which LAPACK can fail to converge (met at 864 x 909, with 200
+    classes); the transpose has the same decomposition, and takes it another way.
+    """
+    try:
+        left, singular, _ = torch.linalg.svd(columns, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        _, singular, right = torch.linalg.svd(columns.T.contiguous(), full_matrices=False)
+        left = right.T
+    return left, singular
+
+
 def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) -> Tensor:
     """One class of eq. 3-4 as written: U_k from an SVD of its rows, then S <- SVD(concat(S, U_k)), without truncation.
 
@@ -174,11 +188,11 @@ def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) ->
     Returns:
         S, ``(d_in, rank)`` float64, orthonormal columns.
     """
-    left, singular, _ = torch.linalg.svd(rows.double().T, full_matrices=False)  # eq. 3
+    left, singular = left_singular(rows.double().T)  # eq. 3
     u = left[:, : rank_at(singular.square(), energy_threshold)]
     if merged is None:
         return u
-    left, singular, _ = torch.linalg.svd(torch.cat([merged, u], dim=1), full_matrices=False)  # eq. 4
+    left, singular = left_singular(torch.cat([merged, u], dim=1))  # eq. 4
     return left[:, singular > 1e-6 * singular[0]]
 
 
