@@ -105,6 +105,16 @@ def test_two_runs_with_one_seed_are_equal(tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.parametrize(
+    ("options", "drawn"), [({}, True), ({"feature_weight": 0.0}, False), ({"scope": "head"}, False)]
+)
+def test_the_report_says_whether_features_were_drawn(tmp_path, options, drawn):
+    run = trainer(tmp_path, max_steps=10, **options)
+    run.train()
+    assert run.report.choice["features_drawn"] is drawn
+    assert run.report.choice["target_js"] == run.report.curve[-1]["target_js"]
+
+
 def test_a_second_training_starts_afresh_and_leaves_no_hooks_behind(tmp_path):
     run = trainer(tmp_path, max_steps=20)
     run.train()

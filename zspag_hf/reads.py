@@ -9,7 +9,7 @@ TARGETS = ("pseudo_label", "prior", "tilt")
 SURE = "second_best"  # the prior that is one class, which no tilt changes
 TARGETED = ", ".join(repr(name) for name, method in METHODS.items() if method.takes_targets)
 UNTRAINED = ", ".join(repr(name) for name, method in METHODS.items() if not method.trains)
-OTHERWISE = ", ".join(repr(name) for name, method in METHODS.items() if method.own_loop or not method.trains)
+OUTSIDE_TRAINER = ", ".join(repr(name) for name, method in METHODS.items() if method.own_loop or not method.trains)
 # options -> where they are read
 READ = {
     ("attack", "attack_eps", "attack_steps", "proxy_policy", "max_proxies"): "where proxies are made",
@@ -25,7 +25,7 @@ READ = {
     ("max_retain_samples",): "with retained data",
     ("learning_rate", "max_steps"): f"by methods that train, not by {UNTRAINED}",
     ("num_train_epochs", "optim", "optim_args", "weight_decay"): (
-        f"by methods that Trainer's loop trains, not by {OTHERWISE}"
+        f"by methods that Trainer's loop trains, not by {OUTSIDE_TRAINER}"
     ),
 }
 WHERE = {name: where for names, where in READ.items() for name in names}  # option -> where it is read

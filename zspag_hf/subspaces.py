@@ -162,10 +162,13 @@ class Spectrum:
 
 
 def left_singular(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors and singular values (descending) of one ``(d, n)`` matrix.
+    """Left singular vectors ``(d, min(d, n))`` and singular values, descending, of one ``(d, n)`` matrix (eq. 3 and 4).
 
     Merged bases have many equal singular values, on which LAPACK can fail to converge (met at 864 x 909, with 200
     classes); the transpose has the same decomposition, and takes it another way.
+
+    Raises:
+        torch.linalg.LinAlgError: neither converges.
     """
     try:
         left, singular, _ = torch.linalg.svd(columns, full_matrices=False)
