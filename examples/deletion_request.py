@@ -23,12 +23,12 @@ from digits import digits_model, train_classifier
 from faces import PEOPLE, faces_dataset
 
 from zspag_hf import UnlearningConfig
+from zspag_hf.cli.jobs import DataArguments, Job, announce, load_job, run
 from zspag_hf.cli.parsing import parse, reported
-from zspag_hf.jobs import DataArguments, Job, announce, load_job, run
-from zspag_hf.labels import resolve_classes, rows_of_classes
-from zspag_hf.loading import load_classifier
-from zspag_hf.requests import proves
-from zspag_hf.trainer import UnlearningTrainer
+from zspag_hf.data.labels import resolve_classes, rows_of_classes
+from zspag_hf.data.request import proves
+from zspag_hf.hub.models import load_classifier
+from zspag_hf.trainer.trainer import UnlearningTrainer
 
 
 @dataclass

@@ -18,7 +18,7 @@ from transformers import (
     set_seed,
 )
 
-from zspag_hf.data import EvalDataset
+from zspag_hf.data.images import EvalDataset
 
 
 def digits_dataset() -> tuple[Dataset, Dataset]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import UnlearningConfig, UnlearningTrainer
+from zspag_hf.cli.jobs import DataArguments, Job, load_job, run
 from zspag_hf.cli.parsing import parse, reported
-from zspag_hf.jobs import DataArguments, Job, load_job, run
-from zspag_hf.labels import rows_of_classes
-from zspag_hf.publish import staged
+from zspag_hf.data.labels import rows_of_classes
+from zspag_hf.trainer.publishing import staged
 
 
 def digits_job(config: UnlearningConfig) -> Job:

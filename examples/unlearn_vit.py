@@ -19,10 +19,10 @@ import time
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import UnlearningConfig, UnlearningError
+from zspag_hf.cli.jobs import BASELINES, DataArguments, Job, load_job, run, without
 from zspag_hf.cli.parsing import parse, reported
 from zspag_hf.cli.running import BaselineArguments, prepare, show
-from zspag_hf.jobs import BASELINES, DataArguments, Job, load_job, run, without
-from zspag_hf.labels import resolve_classes, rows_of_classes
+from zspag_hf.data.labels import resolve_classes, rows_of_classes
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ from tiny_configs import (
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from zspag_hf.classifier import PixelClassifier
+from zspag_hf.pipeline.classifier import PixelClassifier
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 

@@ -7,7 +7,7 @@ from tiny import NAMES, config, images, tiny_model
 from torch import nn
 
 from zspag_hf import UnlearningTrainer
-from zspag_hf.adapter import ModuleClassifier, ModuleConfig
+from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
 
 
 def network(outputs: int = 5) -> nn.Module:

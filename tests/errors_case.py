@@ -19,9 +19,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import evaluate_unlearning
-from zspag_hf.jobs import DataArguments, load_job
-from zspag_hf.load_data import load_split
-from zspag_hf.loading import HubOptions, load_classifier
+from zspag_hf.cli.jobs import DataArguments, load_job
+from zspag_hf.hub.datasets import load_split
+from zspag_hf.hub.models import HubOptions, load_classifier
 
 TOKEN = "hf_SecretThatNoMessageShows"
 KEPT = tempfile.TemporaryDirectory(prefix="errors-")  # what several rows share

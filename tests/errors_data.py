@@ -11,8 +11,8 @@ from errors_case import Case, a_file, evaluated, pictures, read, run, some_data,
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningTrainer
-from zspag_hf.backdoor import Trigger, poison
-from zspag_hf.requests import select_rows
+from zspag_hf.data.request import select_rows
+from zspag_hf.metrics.backdoor import Trigger, poison
 
 GOOD = images([0])[0]["image"]
 LARGE = images([0], size=9)[0]["image"]

@@ -11,7 +11,7 @@ from tiny import config, images, tiny_model, tiny_processor, trainer
 from torch import nn
 
 from zspag_hf import METHODS, UnlearningConfig, UnlearningTrainer
-from zspag_hf.loading import HubOptions, load_classifier, load_processor
+from zspag_hf.hub.models import HubOptions, load_classifier, load_processor
 
 INDEX = "model.safetensors.index.json"
 FIVE = {str(i): name for i, name in enumerate("abcde")}
@@ -122,7 +122,7 @@ BY_NAME = [
         "a plain module",
         lambda folder: UnlearningTrainer(nn.Linear(2, 2), config(folder), images([2])),
         "Linear",
-        "zspag_hf.adapter",
+        "zspag_hf.hub.adapter",
     ),
     Case(
         "a trainer's model",

@@ -23,10 +23,10 @@ from errors_case import (
 from tiny import config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningReport
-from zspag_hf.jobs import BASELINES, run
-from zspag_hf.model_card import model_card
-from zspag_hf.publish import push_folder
-from zspag_hf.requests import proves
+from zspag_hf.cli.jobs import BASELINES, run
+from zspag_hf.data.request import proves
+from zspag_hf.report.card import model_card
+from zspag_hf.trainer.publishing import push_folder
 
 
 def request_for_images(folder, seed):

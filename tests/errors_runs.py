@@ -26,13 +26,13 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from zspag_hf import FastClip, spectral_norms
-from zspag_hf.adapter import ModuleClassifier, ModuleConfig
-from zspag_hf.checks import check_checkpoint
-from zspag_hf.classifier import PixelClassifier
-from zspag_hf.jobs import BASELINES, Job
-from zspag_hf.jobs import run as run_job
-from zspag_hf.proxies import make_proxies
-from zspag_hf.sharding import SHARDED, check_parameters, check_sharding, check_unsharded
+from zspag_hf.cli.jobs import BASELINES, Job
+from zspag_hf.cli.jobs import run as run_job
+from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
+from zspag_hf.parallel.sharding import SHARDED, check_parameters, check_sharding, check_unsharded
+from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.pipeline.proxies import make_proxies
+from zspag_hf.trainer.checks import check_checkpoint
 
 RETRAIN = {"method": "retrain", "retain": images([0, 1, 3, 4], seed=9)}
 ENTRY = {"classes": [CAT], "date": "2026-01-01"}

@@ -25,11 +25,11 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from zspag_hf import FastClip, UnlearningError, UnlearningTrainer, jobs
-from zspag_hf.constraint import HardConstraint, SoftConstraint, attach
-from zspag_hf.layers import as_layer
-from zspag_hf.processes import rank_and_size
-from zspag_hf.sharding import own_rows, sharded, unsharded
-from zspag_hf.subspaces import Basis
+from zspag_hf.parallel.processes import rank_and_size
+from zspag_hf.parallel.sharding import own_rows, sharded, unsharded
+from zspag_hf.pipeline.constraint import HardConstraint, SoftConstraint, attach
+from zspag_hf.pipeline.layers import as_layer
+from zspag_hf.pipeline.subspaces import Basis
 
 BEE = {"forget_classes": ["bee"]}  # the class that the tiny models see in random images
 FORGET, TEST = images([1] * 13, seed=1), images([0, 1, 2, 3, 4, 1, 2] * 3, seed=3)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from zspag_hf.metrics import METRICS
-from zspag_hf.report import UnlearningReport
+from zspag_hf.report.report import UnlearningReport
 
 ABSENT = {"forgetting_quality": "needs many models", "attack_accuracy": "needs a triggered test set"}
 VERDICTS = ("as retrained", "not forgotten", "differs", "cannot tell")

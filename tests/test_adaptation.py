@@ -7,14 +7,14 @@ import pytest
 import torch
 from cases import linear_classifier, two_layer_classifier
 
-from zspag_hf.adaptation import MAX_REJECTED, AdaptiveControl
-from zspag_hf.constraint import SoftConstraint
-from zspag_hf.first_step import ROUND_STEPS, choose_damping, forget_gradient, soft_loss
-from zspag_hf.grams import collect_grams
-from zspag_hf.held_out import HeldOut, Reading, jensen_shannon
-from zspag_hf.layers import constrained_layers
-from zspag_hf.pseudo_labels import pseudo_labels
-from zspag_hf.subspaces import Spectrum
+from zspag_hf.adaptive.control import MAX_REJECTED, AdaptiveControl
+from zspag_hf.adaptive.first_step import ROUND_STEPS, choose_damping, forget_gradient, soft_loss
+from zspag_hf.adaptive.held_out import HeldOut, Reading, jensen_shannon
+from zspag_hf.pipeline.constraint import SoftConstraint
+from zspag_hf.pipeline.grams import collect_grams
+from zspag_hf.pipeline.layers import constrained_layers
+from zspag_hf.pipeline.pseudo_labels import pseudo_labels
+from zspag_hf.pipeline.subspaces import Spectrum
 
 
 def setting(classifier=None):

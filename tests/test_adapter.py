@@ -11,11 +11,11 @@ from tiny_runs import FIXED, leak, module_trainer
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from zspag_hf.adapter import ModuleClassifier, ModuleConfig
-from zspag_hf.classifier import PixelClassifier, to_pixels
 from zspag_hf.errors import UnlearningError
-from zspag_hf.layers import constrained_layers, head_name
-from zspag_hf.loading import load_classifier, load_processor
+from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
+from zspag_hf.hub.models import load_classifier, load_processor
+from zspag_hf.pipeline.classifier import PixelClassifier, to_pixels
+from zspag_hf.pipeline.layers import constrained_layers, head_name
 
 SIDE = 16
 

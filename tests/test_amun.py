@@ -6,8 +6,8 @@ from cases import linear_classifier
 from tiny import images, tiny_model, trainer
 
 from zspag_hf import METHODS, UnlearningConfig, UnlearningReport
-from zspag_hf.classifier import to_unit
 from zspag_hf.methods.amun import FIRST_EPS, nearest_adversaries
+from zspag_hf.pipeline.classifier import to_unit
 
 FIXED = {"method": "amun", "forget_classes": None, "max_steps": 20, "per_device_train_batch_size": 8}
 

@@ -12,12 +12,12 @@ from tiny_runs import FIXED, case_trainer, leak, saved
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as MAPPED
 
-from zspag_hf.architectures import REFUSED, check_architecture
-from zspag_hf.classifier import PixelClassifier
 from zspag_hf.errors import UnlearningError
-from zspag_hf.layers import constrained_layers
-from zspag_hf.loading import load_classifier
+from zspag_hf.hub.architectures import REFUSED, check_architecture
+from zspag_hf.hub.models import load_classifier
 from zspag_hf.methods.base import Method
+from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.pipeline.layers import constrained_layers
 
 HUB = [case for case in MODELS if case.on_hub]
 ADAPTIVE = ("clip", "dinov2", "focalnet", "levit_teacher", "mobilevit", "perceiver", "segformer")

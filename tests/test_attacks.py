@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from cases import MODELS, linear_classifier
 
-from zspag_hf.attacks import ATTACKS, CW, FGSM, PGDL2, DeepFool, PGDLinf, l2
+from zspag_hf.pipeline.attacks import ATTACKS, CW, FGSM, PGDL2, DeepFool, PGDLinf, l2
 
 RADIUS = {"inf": 0.1, "2": 0.6}
 STEPS = 6

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from tiny import NAMES, images, tiny_model, tiny_processor
 
-from zspag_hf.backdoor import Trigger, attack_accuracy, poison, stamp
-from zspag_hf.classifier import PixelClassifier
-from zspag_hf.data import labelled_dataset
+from zspag_hf.data.images import labelled_dataset
 from zspag_hf.errors import UnlearningError
+from zspag_hf.metrics.backdoor import Trigger, attack_accuracy, poison, stamp
+from zspag_hf.pipeline.classifier import PixelClassifier
 
 SMALL = Trigger(size=2, margin=1, value=7)
 

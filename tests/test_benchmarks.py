@@ -18,10 +18,10 @@ sys.path.append(str(Path(__file__).parent.parent / "examples" / "benchmarks"))
 from literal import influence_by_image, influence_by_label, largest_angle, stacked_bases
 from measure import MARK, command_line, in_fresh_process, peak_mb, reset_peak
 
-from zspag_hf.grams import collect_grams
-from zspag_hf.influence import label_influence, mean_gradient
-from zspag_hf.layers import constrained_layers
-from zspag_hf.subspaces import Spectrum
+from zspag_hf.pipeline.grams import collect_grams
+from zspag_hf.pipeline.influence import label_influence, mean_gradient
+from zspag_hf.pipeline.layers import constrained_layers
+from zspag_hf.pipeline.subspaces import Spectrum
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 PARTS = {

@@ -7,9 +7,9 @@ from PIL import Image
 from tiny_configs import image_processor as auto_processor
 from torch import nn
 
-from zspag_hf.checks import check_trainable
-from zspag_hf.classifier import PixelClassifier, to_pixels, to_unit
 from zspag_hf.errors import UnlearningError
+from zspag_hf.pipeline.classifier import PixelClassifier, to_pixels, to_unit
+from zspag_hf.trainer.checks import check_trainable
 
 RESIZED = {"do_resize": True, "size": {"height": 8, "width": 8}}
 PROCESSORS = {

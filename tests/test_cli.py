@@ -17,12 +17,12 @@ from transformers import TrainingArguments
 
 from zspag_hf import UnlearningConfig, UnlearningError, UnlearningReport
 from zspag_hf.cli import COMMANDS, compare, evaluate, info, main, push, running, unlearn
+from zspag_hf.cli.cost import describe, estimate_seconds
 from zspag_hf.cli.exit_status import status
 from zspag_hf.cli.help import GROUPS
+from zspag_hf.cli.jobs import DataArguments
 from zspag_hf.cli.parsing import CommandParser, parse
-from zspag_hf.cost import describe, estimate_seconds
-from zspag_hf.jobs import DataArguments
-from zspag_hf.loading import load_classifier
+from zspag_hf.hub.models import load_classifier
 
 REPOSITORY = Path(__file__).parent.parent
 FAST = ["--proxies_per_class", "4", "--attack_eps", "0.5", "--max_steps", "10", "--disable_tqdm", "--use_cpu"]

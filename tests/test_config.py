@@ -2,7 +2,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from zspag_hf import UnlearningConfig, UnlearningError
-from zspag_hf.jobs import BASELINES
+from zspag_hf.cli.jobs import BASELINES
 
 
 def test_every_option_is_a_command_line_option_with_help(capsys):

@@ -7,12 +7,12 @@ from accelerate.utils import DistributedType
 from cases import LAYERS, MODELS
 from torch import nn
 
-from zspag_hf.checks import check_backend
-from zspag_hf.constraint import HardConstraint, SoftConstraint, attach, freeze_unconstrained
 from zspag_hf.errors import UnlearningError
-from zspag_hf.grams import collect_grams
-from zspag_hf.layers import as_layer, constrained_layers
-from zspag_hf.subspaces import Basis, Spectrum
+from zspag_hf.pipeline.constraint import HardConstraint, SoftConstraint, attach, freeze_unconstrained
+from zspag_hf.pipeline.grams import collect_grams
+from zspag_hf.pipeline.layers import as_layer, constrained_layers
+from zspag_hf.pipeline.subspaces import Basis, Spectrum
+from zspag_hf.trainer.checks import check_backend
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1),

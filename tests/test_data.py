@@ -5,10 +5,10 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from tiny import NAMES, images, tiny_processor
 
-from zspag_hf.batches import KeptProxies, TargetDataset, proxies_like
-from zspag_hf.data import EvalDataset, random_views, read_forget_set
+from zspag_hf.data.images import EvalDataset, random_views, read_forget_set
+from zspag_hf.data.labels import class_names, label_ids, reconcile_labels, resolve_classes, rows_of_classes
 from zspag_hf.errors import UnlearningError
-from zspag_hf.labels import class_names, label_ids, reconcile_labels, resolve_classes, rows_of_classes
+from zspag_hf.parallel.batches import KeptProxies, TargetDataset, proxies_like
 
 
 def test_classes_are_found_by_name_synonym_case_or_id():

@@ -29,13 +29,13 @@ from tiny import tiny_processor
 
 import zspag_hf
 from zspag_hf import UnlearningConfig, UnlearningError, UnlearningTrainer, evaluate_unlearning
-from zspag_hf.attacks import Attack
 from zspag_hf.cli.compare import CompareArguments
 from zspag_hf.cli.info import InfoArguments
+from zspag_hf.cli.jobs import DataArguments
 from zspag_hf.cli.running import BaselineArguments, CommandArguments
 from zspag_hf.evaluation import comparison
-from zspag_hf.jobs import DataArguments
-from zspag_hf.publish import push_folder
+from zspag_hf.pipeline.attacks import Attack
+from zspag_hf.trainer.publishing import push_folder
 
 LIBRARY = Path(zspag_hf.__file__).parent
 TESTS = Path(__file__).parent

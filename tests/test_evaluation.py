@@ -13,11 +13,11 @@ from scipy.stats import t as student
 from tiny import NAMES, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import METRICS, UnlearningError, evaluate_unlearning
-from zspag_hf.classifier import PixelClassifier
 from zspag_hf.evaluation.floors import BLIND, DIFFERS, NOT_FORGOTTEN, floor, least_tolerances, verdict
 from zspag_hf.evaluation.relearning import RelearnData, relearning_curve
 from zspag_hf.evaluation.table import PixelDataset, Table
 from zspag_hf.metrics import NEEDS
+from zspag_hf.pipeline.classifier import PixelClassifier
 
 FORGET, RETAIN = images([2] * 12, seed=1), images([0, 1, 3, 4] * 10, seed=2)
 TEST = images([0, 1, 2, 3, 4] * 12, seed=3)

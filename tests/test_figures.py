@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from sample_reports import full, minimal
 
-from zspag_hf.figures import (
+from zspag_hf.report.figures import (
     FIGURES,
     accuracy_against,
     accuracy_per_class,
@@ -22,8 +22,8 @@ from zspag_hf.figures import (
     relearning,
     save_figures,
 )
-from zspag_hf.figures.run import short_names
-from zspag_hf.page import CAPTIONS
+from zspag_hf.report.figures.run import short_names
+from zspag_hf.report.page import CAPTIONS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -9,8 +9,8 @@ from tiny import images, tiny_model, trainer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from zspag_hf.layers import as_layer
 from zspag_hf.methods.fisher import fisher_diagonal, samples_at_once, variances
+from zspag_hf.pipeline.layers import as_layer
 
 FISHER = {"method": "fisher", "with_retain": True}
 RETAIN = images([0, 1, 3, 4] * 5, seed=3)

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification
 
 import zspag_hf
 from zspag_hf import FastClip, UnlearningError
-from zspag_hf.sharding import check_parameters, check_sharding, check_unsharded, sharded
+from zspag_hf.parallel.sharding import check_parameters, check_sharding, check_unsharded, sharded
 
 RECIPE = Path(zspag_hf.__file__).parent / "accelerate_configs" / "fsdp2.yaml"
 LIMIT = 600  # seconds, so that processes that wait for one another fail the test
@@ -155,7 +155,7 @@ distributed.is_available = lambda: False
 for name in ("device_mesh", "fsdp", "tensor"):
     sys.modules[f"torch.distributed.{name}"] = None
 from zspag_hf import METHODS, FastClip, UnlearningTrainer
-from zspag_hf.sharding import unsharded
+from zspag_hf.parallel.sharding import unsharded
 FastClip()
 with unsharded(None):
     print(len(METHODS), UnlearningTrainer.__name__)

@@ -9,7 +9,7 @@ from tiny import NAMES, images, tiny_model, tiny_processor, trainer
 from torch import nn
 
 from zspag_hf import PixelClassifier, UnlearningError
-from zspag_hf.adapter import ModuleClassifier, ModuleConfig
+from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
 from zspag_hf.methods import gkt
 from zspag_hf.methods.generator import NOISE, Generator
 from zspag_hf.methods.gkt import Transfer, attention_map, divergence, passes, student_loss, watched

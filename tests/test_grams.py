@@ -10,11 +10,11 @@ from tiny import trainer
 from torch import nn
 
 from zspag_hf import UnlearningError, grams
-from zspag_hf.constraint import HardConstraint, SoftConstraint, damped
-from zspag_hf.grams import collect_grams, find_frames, framed, groups_within, too_wide
-from zspag_hf.influence import divided, kfac, mean_gradient
-from zspag_hf.layers import Layer, constrained_layers
-from zspag_hf.subspaces import Spectrum, free_energy
+from zspag_hf.pipeline.constraint import HardConstraint, SoftConstraint, damped
+from zspag_hf.pipeline.grams import collect_grams, find_frames, framed, groups_within, too_wide
+from zspag_hf.pipeline.influence import divided, kfac, mean_gradient
+from zspag_hf.pipeline.layers import Layer, constrained_layers
+from zspag_hf.pipeline.subspaces import Spectrum, free_energy
 
 LABELS = torch.tensor([3, 0, 3, 1, 0, 3, 1, 1])
 CASES = {case.name: case for case in MODELS if case.name in ("vit", "resnet", "regnet", "siglip", "imagegpt")}

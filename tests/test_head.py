@@ -5,8 +5,8 @@ import torch
 from cases import two_layer_classifier
 from torch import nn
 
-from zspag_hf.head import RIDGE, fit_unseen_rows, head_inputs, unseen_level
-from zspag_hf.layers import constrained_layers, head_name
+from zspag_hf.adaptive.head import RIDGE, fit_unseen_rows, head_inputs, unseen_level
+from zspag_hf.pipeline.layers import constrained_layers, head_name
 
 
 def setting(case):

@@ -8,8 +8,8 @@ from cases import raw_processor
 from tiny import tiny_model, tiny_processor
 from torch import nn
 
-from zspag_hf.classifier import PixelClassifier
 from zspag_hf.evaluation.heatmaps import heatmap_layer, heatmaps, prefix_tokens
+from zspag_hf.pipeline.classifier import PixelClassifier
 
 LAYERS = {  # the tiny models that a picture can be drawn of -> the layer, by its last names
     "vit": "layers.1.layernorm_before",

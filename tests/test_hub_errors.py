@@ -5,7 +5,7 @@ from huggingface_hub import errors
 from huggingface_hub.utils import httpx
 
 from zspag_hf.errors import UnlearningError
-from zspag_hf.hub_errors import hub_errors
+from zspag_hf.hub.errors import hub_errors
 
 
 def answer(status, kind=errors.HfHubHTTPError, **headers):

@@ -27,10 +27,10 @@ CLIENT = (
     + """
 import glob, json, os, sys
 import torch
-from zspag_hf.classifier import PixelClassifier
+from zspag_hf.pipeline.classifier import PixelClassifier
 from zspag_hf.errors import UnlearningError
-from zspag_hf.load_data import load_split
-from zspag_hf.loading import HubOptions, inherited_card, load_classifier, load_processor, source_of
+from zspag_hf.hub.datasets import load_split
+from zspag_hf.hub.models import HubOptions, inherited_card, load_classifier, load_processor, source_of
 
 outcome = {}
 
@@ -210,7 +210,7 @@ def cut_off(online, hub, place):
 
 @pytest.fixture(scope="module")
 def expected():
-    from zspag_hf.classifier import PixelClassifier
+    from zspag_hf.pipeline.classifier import PixelClassifier
 
     pixels = torch.linspace(0, 1, 192).view(1, 3, 8, 8)
     return PixelClassifier(tiny_model(), tiny_processor()).predict(pixels)[0]

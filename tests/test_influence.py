@@ -5,9 +5,9 @@ from cases import MODELS, FlatClassifier, linear_classifier, raw_processor, two_
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from zspag_hf.classifier import PixelClassifier
-from zspag_hf.grams import collect_grams
-from zspag_hf.influence import (
+from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.pipeline.grams import collect_grams
+from zspag_hf.pipeline.influence import (
     SOLVERS,
     conjugate_gradients,
     dot,
@@ -20,7 +20,7 @@ from zspag_hf.influence import (
     mean_gradient,
     output_gradient_factors,
 )
-from zspag_hf.layers import constrained_layers
+from zspag_hf.pipeline.layers import constrained_layers
 
 DAMPING = 0.05
 

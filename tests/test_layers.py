@@ -4,7 +4,7 @@ from cases import LAYERS, MODELS, FlatClassifier, Recorder, output_rows
 from tiny_configs import NUM_LABELS
 from torch import nn
 
-from zspag_hf.layers import LAYER_TYPES, as_layer, constrained_layers, head_name, reads_images
+from zspag_hf.pipeline.layers import LAYER_TYPES, as_layer, constrained_layers, head_name, reads_images
 
 
 def layers_of(case):

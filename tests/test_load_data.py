@@ -4,7 +4,7 @@ import pytest
 from tiny import NAMES, images
 
 from zspag_hf.errors import UnlearningError
-from zspag_hf.load_data import load_split
+from zspag_hf.hub.datasets import load_split
 
 
 @pytest.fixture

@@ -10,10 +10,8 @@ import torch
 from cases import processor
 from torch import nn
 
-from zspag_hf.checks import check_trainable
-from zspag_hf.classifier import PixelClassifier
 from zspag_hf.errors import UnlearningError
-from zspag_hf.loading import (
+from zspag_hf.hub.models import (
     HubOptions,
     inherited_card,
     load_classifier,
@@ -21,6 +19,8 @@ from zspag_hf.loading import (
     resolve_model,
     source_of,
 )
+from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.trainer.checks import check_trainable
 
 
 @pytest.fixture

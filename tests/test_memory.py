@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zspag_hf.memory import LARGE_BLOCK, MALLOC_SETTINGS, return_large_blocks
+from zspag_hf.parallel.memory import LARGE_BLOCK, MALLOC_SETTINGS, return_large_blocks
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from tiny import NAMES, images, tiny_model, trainer
 from transformers import TrainerCallback
 
 from zspag_hf import METHODS, UnlearningError, UnlearningReport
-from zspag_hf.model_card import model_card
-from zspag_hf.pseudo_labels import pseudo_labels
+from zspag_hf.pipeline.pseudo_labels import pseudo_labels
+from zspag_hf.report.card import model_card
 
 FORMS = [
     (name, with_retain, kind)

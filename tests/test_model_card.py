@@ -13,9 +13,8 @@ from sample_reports import asked, full, minimal
 from transformers import HfArgumentParser
 
 from zspag_hf import METHODS, METRICS, UnlearningConfig, UnlearningError, UnlearningReport
-from zspag_hf.figures import draw_figures
-from zspag_hf.jobs import DataArguments
-from zspag_hf.model_card import (
+from zspag_hf.cli.jobs import DataArguments
+from zspag_hf.report.card import (
     CONSTRAINTS,
     INDEXED,
     LONGEST,
@@ -28,10 +27,11 @@ from zspag_hf.model_card import (
     code,
     model_card,
 )
-from zspag_hf.page import CAPTIONS
-from zspag_hf.reading import NO_CERTIFICATE, reading
-from zspag_hf.report import finite
-from zspag_hf.reproduce import REPEATED, command
+from zspag_hf.report.command import REPEATED, command
+from zspag_hf.report.figures import draw_figures
+from zspag_hf.report.page import CAPTIONS
+from zspag_hf.report.report import finite
+from zspag_hf.report.sentences import NO_CERTIFICATE, reading
 
 NASTY = [
     "<script>alert(1)</script>",

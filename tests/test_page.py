@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from sample_reports import ABSENT, full, minimal
 
-import zspag_hf.figures
-from zspag_hf.figures import FIGURES
+import zspag_hf.report.figures
 from zspag_hf.metrics import METRICS
-from zspag_hf.page import render
-from zspag_hf.reading import NO_CERTIFICATE, reading
-from zspag_hf.report import UnlearningReport
+from zspag_hf.report.figures import FIGURES
+from zspag_hf.report.page import render
+from zspag_hf.report.report import UnlearningReport
+from zspag_hf.report.sentences import NO_CERTIFICATE, reading
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 PICTURES = {"relearning": b"\x89PNG one", "layers": b"\x89PNG two"}
@@ -172,7 +172,7 @@ def test_a_failure_in_drawing_loses_no_number_and_spoils_no_file(tmp_path, monke
     def broken(_report):
         raise RuntimeError("out of ink")
 
-    monkeypatch.setitem(zspag_hf.figures.FIGURES, "layers", broken)
+    monkeypatch.setitem(zspag_hf.report.figures.FIGURES, "layers", broken)
     report.seed = 7
     with pytest.raises(RuntimeError, match="out of ink"):
         report.save(str(tmp_path))

@@ -12,9 +12,9 @@ from tiny import images, trainer
 from transformers import TrainerCallback
 
 from zspag_hf import processes
-from zspag_hf.batches import SharedBatches
-from zspag_hf.classifier import gradient_batch
-from zspag_hf.processes import each_shared, my_batches, tensors_from_first
+from zspag_hf.parallel.batches import SharedBatches
+from zspag_hf.parallel.processes import each_shared, my_batches, tensors_from_first
+from zspag_hf.pipeline.classifier import gradient_batch
 
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 GLOBAL_BATCH = 6

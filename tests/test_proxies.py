@@ -2,9 +2,9 @@ import pytest
 import torch
 from cases import linear_classifier, two_layer_classifier
 
-from zspag_hf.attacks import PGDL2, AttackResult, PGDLinf
 from zspag_hf.errors import UnlearningError
-from zspag_hf.proxies import POLICIES, make_proxies, quota_pairs
+from zspag_hf.pipeline.attacks import PGDL2, AttackResult, PGDLinf
+from zspag_hf.pipeline.proxies import POLICIES, make_proxies, quota_pairs
 
 FORGET = [1, 4]
 

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_model, trainer
 
 from zspag_hf import UnlearningError
-from zspag_hf.pseudo_labels import (
+from zspag_hf.pipeline.pseudo_labels import (
     PRIORS,
     SIGNS,
     class_similarity,

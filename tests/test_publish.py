@@ -12,7 +12,7 @@ from loopback_hub import NO_WAITS, LoopbackHub
 from tiny import images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningError, UnlearningReport
-from zspag_hf.publish import check_result, code_files, push_folder, staged
+from zspag_hf.trainer.publishing import check_result, code_files, push_folder, staged
 
 CARD = b"---\nlicense: apache-2.0\nlanguage: en\n---\n# A model of animals\n"
 PUBLIC = r"README\.md|(preprocessor_)?config\.json|model\.safetensors|unlearning_report\.(json|html)|figures/\w+\.png"
@@ -44,8 +44,8 @@ print(json.dumps({
 """
 READ_BACK = """
 import json, torch
-from zspag_hf.classifier import PixelClassifier
-from zspag_hf.loading import load_classifier
+from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.hub.models import load_classifier
 
 classifier = PixelClassifier(*load_classifier("user/out"))
 probe = torch.arange(2 * 3 * 64).reshape(2, 3, 8, 8) % 256
@@ -56,7 +56,7 @@ PUSHES = (
     + """
 import json, sys
 from zspag_hf import UnlearningError
-from zspag_hf.publish import push_folder
+from zspag_hf.trainer.publishing import push_folder
 
 outcome = {}
 for name, options in json.loads(sys.argv[2]).items():

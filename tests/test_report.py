@@ -5,9 +5,9 @@ import pytest
 from sample_reports import ABSENT, asked, full
 
 from zspag_hf.metrics import METRICS
-from zspag_hf.model_card import model_card
-from zspag_hf.report import UnlearningReport
-from zspag_hf.tables import best_of, graded, masked_sentence, notes, summary_table
+from zspag_hf.report.card import model_card
+from zspag_hf.report.report import UnlearningReport
+from zspag_hf.report.tables import best_of, graded, masked_sentence, notes, summary_table
 
 ROW = {"acc_rt": 0.5, "acc_ut": 0.25, "js_ut": None, "acc_views": None}
 CHOICE = {

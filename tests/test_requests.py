@@ -11,9 +11,8 @@ from datasets import Dataset
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningConfig, UnlearningError, UnlearningReport, UnlearningTrainer
-from zspag_hf.evaluation.trained import original_classifier
-from zspag_hf.labels import rows_of_classes
-from zspag_hf.requests import (
+from zspag_hf.data.labels import rows_of_classes
+from zspag_hf.data.request import (
     commitment,
     draw_nonce,
     earlier_requests,
@@ -22,6 +21,7 @@ from zspag_hf.requests import (
     resolve_request,
     select_rows,
 )
+from zspag_hf.trainer.results import original_classifier
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from digits import digits_dataset, digits_model, train_classifier

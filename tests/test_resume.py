@@ -19,11 +19,11 @@ from tiny import config, images, tiny_model, tiny_processor, trainer
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from zspag_hf import UnlearningError, UnlearningTrainer, grams, stage_cache
+from zspag_hf.cli.jobs import Job, run
+from zspag_hf.data.request import proves
 from zspag_hf.evaluation import Comparison
-from zspag_hf.jobs import Job, run
-from zspag_hf.publish import check_result
-from zspag_hf.requests import proves
-from zspag_hf.stage_cache import FOLDER, StageCache
+from zspag_hf.trainer.publishing import check_result
+from zspag_hf.trainer.stage_cache import FOLDER, StageCache
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and fork")
 

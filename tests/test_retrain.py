@@ -10,7 +10,7 @@ from tiny import NAMES, images, tiny_model, tiny_processor, trainer
 from torch import nn
 
 from zspag_hf import UnlearningError
-from zspag_hf.adapter import ModuleClassifier, ModuleConfig
+from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
 from zspag_hf.methods import retrain
 from zspag_hf.methods.retrain import augmented, check_renewable, renewed
 

@@ -8,11 +8,11 @@ from cases import linear_classifier
 from PIL import Image
 from tiny import NAMES, images, tiny_model, tiny_processor, trainer
 
-from zspag_hf.classifier import PixelClassifier
-from zspag_hf.data import labelled_dataset
+from zspag_hf.data.images import labelled_dataset
 from zspag_hf.methods import ssd
 from zspag_hf.methods.ssd import BATCH, batches, dampen, importance
-from zspag_hf.stage_cache import StageCache
+from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.trainer.stage_cache import StageCache
 
 SSD = {"method": "ssd"}
 

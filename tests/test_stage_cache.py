@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny import images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningError, stage_cache
-from zspag_hf.publish import staged
-from zspag_hf.run_key import run_key
-from zspag_hf.stage_cache import FOLDER, KEY_NAME, StageCache, differences
+from zspag_hf.trainer.publishing import staged
+from zspag_hf.trainer.run_key import run_key
+from zspag_hf.trainer.stage_cache import FOLDER, KEY_NAME, StageCache, differences
 
 KEY = {"model": "a", "images": "b", "settings": {"seed": 0, "attack": "pgd"}}
 TENSORS = {

@@ -7,9 +7,9 @@ from tiny import trainer
 from torch import nn
 
 from zspag_hf import UnlearningConfig, UnlearningError, subspaces
-from zspag_hf.grams import collect_grams
-from zspag_hf.layers import constrained_layers
-from zspag_hf.subspaces import (
+from zspag_hf.pipeline.grams import collect_grams
+from zspag_hf.pipeline.layers import constrained_layers
+from zspag_hf.pipeline.subspaces import (
     Spectrum,
     eigh,
     free_energy,

@@ -22,8 +22,8 @@ from pages import PUBLISHED, average_gap, class_table, frontiers, image_table, r
 from tables import Budget, Runner, TableTrainer, chosen, of_names
 
 from zspag_hf import METHODS, PixelClassifier, UnlearningConfig
-from zspag_hf.classifier import to_pixels
 from zspag_hf.errors import UnlearningError
+from zspag_hf.pipeline.classifier import to_pixels
 
 BUDGET = Budget((1e-3, 1e-2), {"max_retain_samples": 8, "num_train_epochs": 1})
 

@@ -11,9 +11,9 @@ from tiny_runs import leak
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
 from zspag_hf import UnlearningError, UnlearningReport, UnlearningTrainer
-from zspag_hf.checks import check_backend, check_launch, check_parallel
-from zspag_hf.constraint import HardConstraint, SoftConstraint
-from zspag_hf.labels import distinct
+from zspag_hf.data.labels import distinct
+from zspag_hf.pipeline.constraint import HardConstraint, SoftConstraint
+from zspag_hf.trainer.checks import check_backend, check_launch, check_parallel
 
 FIXED = {"adaptive": False, "max_steps": 6, "per_device_train_batch_size": 4, "proxy_policy": "quota"}
 ROUGH = {"gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "weight_decay": 0.1}

@@ -5,7 +5,7 @@ import torch
 from tiny import images, tiny_model, trainer
 
 from zspag_hf import METHODS, UnlearningConfig
-from zspag_hf.pseudo_labels import class_similarity, tilted_reweighting
+from zspag_hf.pipeline.pseudo_labels import class_similarity, tilted_reweighting
 
 FIXED = {"method": "trw", "per_device_train_batch_size": 4}
 

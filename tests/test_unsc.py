@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import images, trainer
 
-from zspag_hf.data import RetainSet
-from zspag_hf.grams import collect_grams
+from zspag_hf.data.images import RetainSet
 from zspag_hf.methods import unsc
 from zspag_hf.methods.unsc import IMAGES_PER_CLASS, drawn_per_class
+from zspag_hf.pipeline.grams import collect_grams
 
 UNSC = {
     "method": "unsc",

@@ -6,7 +6,7 @@ from tiny import NAMES, config, images
 from tiny_configs import image_processor
 
 from zspag_hf import PixelClassifier, UnlearningTrainer
-from zspag_hf.classifier import mode, to_pixels
+from zspag_hf.pipeline.classifier import mode, to_pixels
 
 FIXED = {
     "adaptive": False,

@@ -1,20 +1,19 @@
 """Zero-shot unlearning for Hugging Face image classifiers: ZS-PAG (arXiv 2507.21738) behind a ``Trainer``."""
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .attacks import ATTACKS
-    from .classifier import PixelClassifier
     from .config import UnlearningConfig
     from .errors import UnlearningError
     from .evaluation import evaluate_unlearning
     from .fastclip import FastClip, spectral_norms
     from .methods import METHODS
     from .metrics import METRICS
-    from .report import UnlearningReport
-    from .trainer import UnlearningTrainer
+    from .pipeline.attacks import ATTACKS
+    from .pipeline.classifier import PixelClassifier
+    from .report.report import UnlearningReport
+    from .trainer.trainer import UnlearningTrainer
 
 __version__ = "0.1.0"
 
@@ -34,15 +33,15 @@ __all__ = [
 ]
 
 _PLACES = {
-    "ATTACKS": "attacks",
+    "ATTACKS": "pipeline.attacks",
     "FastClip": "fastclip",
     "METHODS": "methods",
     "METRICS": "metrics",
-    "PixelClassifier": "classifier",
+    "PixelClassifier": "pipeline.classifier",
     "UnlearningConfig": "config",
     "UnlearningError": "errors",
-    "UnlearningReport": "report",
-    "UnlearningTrainer": "trainer",
+    "UnlearningReport": "report.report",
+    "UnlearningTrainer": "trainer.trainer",
     "evaluate_unlearning": "evaluation",
     "spectral_norms": "fastclip",
 }
@@ -52,8 +51,6 @@ def __getattr__(name: str):
     """Import what is asked for, when it is asked for: ``zspag-hf --help`` need not wait for torch."""
     if name in _PLACES:
         return getattr(import_module(f".{_PLACES[name]}", __name__), name)
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
-        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

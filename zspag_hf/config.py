@@ -6,14 +6,13 @@ from dataclasses import dataclass, field, fields, replace
 
 from transformers import TrainingArguments
 
-from .attacks import ATTACKS
-from .checks import check_choice, transformers_errors
-from .errors import UnlearningError
-from .influence import SOLVERS
-from .loading import HubOptions
+from .errors import UnlearningError, check_choice, transformers_errors
+from .hub.models import HubOptions
 from .methods import METHODS
-from .option_checks import VARIANTS, check_options
-from .reads import FEW_LABELS, SURE, TARGETS, unread
+from .pipeline.attacks import ATTACKS
+from .pipeline.influence import SOLVERS
+from .trainer.option_checks import VARIANTS, check_options
+from .trainer.reads import FEW_LABELS, SURE, TARGETS, unread
 
 # The paper's literal form: what it states, and METHODS' choice where it is silent. Applied to options left unset.
 PAPER = {

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
-from .checks import check_choice, check_range
-from .errors import UnlearningError
-from .layers import LAYER_TYPES
-from .sharding import FSDPModule
+from .errors import UnlearningError, check_choice, check_range
+from .parallel.sharding import FSDPModule
+from .pipeline.layers import LAYER_TYPES
 
 DIRECTIONS = 8  # iterated at a time: several make the first converge where the leading singular values are close
 STILL = 1e-8  # relative change of the norm in one iteration at which it has converged

@@ -34,16 +34,16 @@ from tables import Budget, Runner, chosen
 from tqdm.auto import tqdm
 
 from zspag_hf import UnlearningConfig
-from zspag_hf.attacks import ATTACKS
 from zspag_hf.errors import UnlearningError
-from zspag_hf.figures import png
-from zspag_hf.figures.style import BESIDE, ROLES, dress, legend, new_figure, plain
-from zspag_hf.files import write_whole
-from zspag_hf.influence import SOLVERS
-from zspag_hf.option_checks import MERGES
-from zspag_hf.proxies import POLICIES
-from zspag_hf.pseudo_labels import PRIORS, SIGNS, TILTS
-from zspag_hf.reads import unread
+from zspag_hf.pipeline.attacks import ATTACKS
+from zspag_hf.pipeline.influence import SOLVERS
+from zspag_hf.pipeline.proxies import POLICIES
+from zspag_hf.pipeline.pseudo_labels import PRIORS, SIGNS, TILTS
+from zspag_hf.report.figures import png
+from zspag_hf.report.figures.style import BESIDE, ROLES, dress, legend, new_figure, plain
+from zspag_hf.report.files import write_whole
+from zspag_hf.trainer.option_checks import MERGES
+from zspag_hf.trainer.reads import unread
 
 DEFAULT, LITERAL = "ZS-PAG", "ZS-PAG, literal"
 QUOTA, QUOTA_RL = f"{LITERAL}, quota", f"{LITERAL}, quota, RL"

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from cases import MODELS, ModelCase
 from tiny_runs import FIXED, case_trainer, leak
 
-from zspag_hf.architectures import REFUSED
-from zspag_hf.layers import LAYER_TYPES
+from zspag_hf.hub.architectures import REFUSED
+from zspag_hf.pipeline.layers import LAYER_TYPES
 
 
 def row(case: ModelCase, folder: Path) -> list[str]:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import PixelClassifier, UnlearningConfig, UnlearningTrainer
-from zspag_hf.backdoor import Trigger, attack_accuracy, poison, stamp
-from zspag_hf.data import labelled_dataset
+from zspag_hf.data.images import labelled_dataset
+from zspag_hf.metrics.backdoor import Trigger, attack_accuracy, poison, stamp
 
 SOURCE, TARGET = 1, 8
 TRIGGER = Trigger(size=2, margin=0, value=255)  # white: the corners of the digits are black

@@ -18,10 +18,10 @@ from models import NETWORKS, digits_dataset, digits_model, quiet_config, silence
 from pages import PUBLISHED
 from transformers import PreTrainedModel
 
-from zspag_hf.adapter import ModuleClassifier
+from zspag_hf.cli.jobs import without
 from zspag_hf.errors import UnlearningError
-from zspag_hf.jobs import without
-from zspag_hf.loading import load_classifier
+from zspag_hf.hub.adapter import ModuleClassifier
+from zspag_hf.hub.models import load_classifier
 
 FREE = {"adaptive": False, "constraint": "none"}
 RATES = (1e-4, 1e-3, 1e-2)  # of the grid that AMUN's authors search, 1e-5 to 1e-1, as far as two cores go

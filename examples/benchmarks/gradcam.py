@@ -15,11 +15,11 @@ import torch
 from datasets import load_dataset
 
 from zspag_hf import PixelClassifier, UnlearningError
-from zspag_hf.data import labelled_dataset
+from zspag_hf.data.images import labelled_dataset
+from zspag_hf.data.labels import model_labels, resolve_classes
 from zspag_hf.evaluation.heatmaps import heatmap_layer, heatmaps
-from zspag_hf.figures import heatmap_panels
-from zspag_hf.labels import model_labels, resolve_classes
-from zspag_hf.loading import load_classifier
+from zspag_hf.hub.models import load_classifier
+from zspag_hf.report.figures import heatmap_panels
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zspag_hf.classifier import PixelClassifier, to_unit
-from zspag_hf.grams import shared_inputs, visit_inputs
-from zspag_hf.influence import Vector
-from zspag_hf.layers import Layer
-from zspag_hf.subspaces import Basis, rank_at
+from zspag_hf.pipeline.classifier import PixelClassifier, to_unit
+from zspag_hf.pipeline.grams import shared_inputs, visit_inputs
+from zspag_hf.pipeline.influence import Vector
+from zspag_hf.pipeline.layers import Layer
+from zspag_hf.pipeline.subspaces import Basis, rank_at
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def largest_angle(one: dict[str, Basis], other: dict[str, Basis]) -> float:
 def influence_by_label(
     classifier: PixelClassifier, pixels: Tensor, v: Vector, layers: dict[str, Layer], batch_size: int = 64
 ) -> Tensor:
-    """a_ik = -v . grad log p_k(x_i) as :func:`zspag_hf.influence.label_influence`, by one backward pass a label.
+    """a_ik = -v . grad log p_k(x_i) as :func:`zspag_hf.pipeline.influence.label_influence`, by one backward pass a label.
 
     The cheapest such form: image i runs with the weights W + e_i V, so the derivative by e_i at 0 is v . grad, of all
     images of a batch in one pass, and no gradient of a weight is formed.

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from zspag_hf.report import versions
+from zspag_hf.report.report import versions
 
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "results.json", HERE / "RESULTS.md"

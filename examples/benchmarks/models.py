@@ -37,12 +37,12 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from zspag_hf import PixelClassifier, UnlearningConfig, UnlearningTrainer
-from zspag_hf.adapter import ModuleClassifier, ModuleConfig
-from zspag_hf.classifier import to_pixels, to_unit
-from zspag_hf.jobs import DataArguments, Job, load_job
-from zspag_hf.labels import rows_of_classes
-from zspag_hf.layers import constrained_layers, head_name
-from zspag_hf.loading import load_classifier
+from zspag_hf.cli.jobs import DataArguments, Job, load_job
+from zspag_hf.data.labels import rows_of_classes
+from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
+from zspag_hf.hub.models import load_classifier
+from zspag_hf.pipeline.classifier import to_pixels, to_unit
+from zspag_hf.pipeline.layers import constrained_layers, head_name
 
 DIGIT = "3"
 FOLDER = Path("outputs/benchmarks/digits")  # the classifier of digits, trained once

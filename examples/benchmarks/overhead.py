@@ -16,13 +16,13 @@ from models import ARCHITECTURES, architecture, benchmark_parser
 from torch import Tensor
 
 from zspag_hf import UnlearningConfig
-from zspag_hf.classifier import PixelClassifier
-from zspag_hf.constraint import HardConstraint, SoftConstraint, attach, freeze_unconstrained
-from zspag_hf.cost import prepare, random_pixels
-from zspag_hf.grams import shared_inputs
-from zspag_hf.layers import Layer, head_name
+from zspag_hf.cli.cost import prepare, random_pixels
 from zspag_hf.methods import ZSPAG
-from zspag_hf.subspaces import Basis, Spectrum
+from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.pipeline.constraint import HardConstraint, SoftConstraint, attach, freeze_unconstrained
+from zspag_hf.pipeline.grams import shared_inputs
+from zspag_hf.pipeline.layers import Layer, head_name
+from zspag_hf.pipeline.subspaces import Basis, Spectrum
 
 ASKED = {"ViT-B/16": "at most 0.08"}
 BLOCK = 2.0  # seconds that are timed at a time, of steps that take less

@@ -16,7 +16,7 @@ import transformers
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import UnlearningConfig, UnlearningTrainer
-from zspag_hf.figures import accuracy_against
+from zspag_hf.report.figures import accuracy_against
 
 SWEEPS = {
     "attack_eps": ([0.02, 0.05, 0.1, 0.2, 0.4], "radius of the attack, share of the pixel range"),

@@ -19,7 +19,7 @@ from datasets import Dataset
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import UnlearningConfig, UnlearningTrainer
-from zspag_hf.labels import rows_of_classes
+from zspag_hf.data.labels import rows_of_classes
 from zspag_hf.metrics.rows import TEST_FORGOTTEN
 
 DIGITS = ["3", "5", "8"]

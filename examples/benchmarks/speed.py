@@ -33,14 +33,14 @@ from models import (
 from torch import Tensor
 
 from zspag_hf import UnlearningTrainer
-from zspag_hf.classifier import PixelClassifier, to_pixels
-from zspag_hf.cost import prepare, random_pixels
-from zspag_hf.grams import collect_grams
-from zspag_hf.influence import label_influence, mean_gradient
+from zspag_hf.cli.cost import prepare, random_pixels
 from zspag_hf.methods.stages import attack_from
-from zspag_hf.proxies import ProxySet, attack_pairs, make_proxies, quota_pairs
-from zspag_hf.pseudo_labels import retained_mask
-from zspag_hf.subspaces import Spectrum, literal_bases
+from zspag_hf.pipeline.classifier import PixelClassifier, to_pixels
+from zspag_hf.pipeline.grams import collect_grams
+from zspag_hf.pipeline.influence import label_influence, mean_gradient
+from zspag_hf.pipeline.proxies import ProxySet, attack_pairs, make_proxies, quota_pairs
+from zspag_hf.pipeline.pseudo_labels import retained_mask
+from zspag_hf.pipeline.subspaces import Spectrum, literal_bases
 
 EPOCHS = 10
 THRESHOLD = 0.99

@@ -60,12 +60,12 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from zspag_hf import METHODS, UnlearningConfig, UnlearningTrainer, evaluate_unlearning
-from zspag_hf.classifier import PixelClassifier
 from zspag_hf.errors import UnlearningError
 from zspag_hf.evaluation import PixelDataset
-from zspag_hf.files import write_whole
 from zspag_hf.metrics import compute
 from zspag_hf.metrics.rows import FORGET, TEST_RETAINED, true_log_probs
+from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.report.files import write_whole
 
 GROUPS = ("zero-shot", "with retained data")
 SLOW_GROUPS = ("zero-shot, generated images",)  # by the thousand: only when asked for

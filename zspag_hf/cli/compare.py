@@ -8,9 +8,9 @@ import yaml
 
 from ..config import UnlearningConfig
 from ..errors import UnlearningError
-from ..jobs import BASELINES, DataArguments, load_job, run
-from ..report import MODELS
+from ..report.report import MODELS
 from .help import GROUPS
+from .jobs import BASELINES, DataArguments, load_job, run
 from .parsing import USAGE, CommandParser, yaml_mapping
 from .running import (
     BaselineArguments,

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from ..config import UnlearningConfig
 from ..errors import UnlearningError
 from ..evaluation import evaluate_unlearning
-from ..jobs import DataArguments, load_job
-from ..load_data import hub_id
+from ..hub.datasets import hub_id
+from .jobs import DataArguments, load_job
 from .parsing import parse
 from .running import (
     CommandArguments,

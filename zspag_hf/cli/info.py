@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from ..cost import STAGES, ModelFacts, describe, estimate_seconds
 from ..errors import UnlearningError
-from ..loading import HubOptions, load_classifier
+from ..hub.models import HubOptions, load_classifier
+from .cost import STAGES, ModelFacts, describe, estimate_seconds
 from .parsing import CommandParser
 from .running import JsonArguments, document, options_like
 

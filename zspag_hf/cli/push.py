@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..data.request import described
 from ..errors import UnlearningError
-from ..publish import check_result, push_folder
-from ..requests import described
+from ..trainer.publishing import check_result, push_folder
 from .parsing import CommandParser
 from .running import JsonArguments, document, options_like
 

@@ -18,12 +18,12 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from ..checks import check_choice, check_launch, check_range
 from ..config import UnlearningConfig
-from ..errors import UnlearningError
-from ..jobs import ALL, BASELINES, FEW
-from ..publish import public_report
-from ..report import PAGE_NAME, UnlearningReport, finite
+from ..errors import UnlearningError, check_choice, check_range
+from ..report.report import PAGE_NAME, UnlearningReport, finite
+from ..trainer.checks import check_launch
+from ..trainer.publishing import public_report
+from .jobs import ALL, BASELINES, FEW
 
 BY_SIGNAL = 128  # a shell's exit status of a process that a signal ended, plus the signal
 

@@ -6,7 +6,7 @@ from huggingface_hub import constants
 
 from ..config import UnlearningConfig
 from ..errors import UnlearningError
-from ..jobs import BASELINES, DataArguments, load_job, run
+from .jobs import BASELINES, DataArguments, load_job, run
 from .parsing import USAGE, parse
 from .running import BaselineArguments, CommandArguments, as_document, document, launch, page_hint, prepare, show
 

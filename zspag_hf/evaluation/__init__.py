@@ -10,14 +10,14 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..checks import check_choice
-from ..classifier import PixelClassifier
-from ..data import labelled_dataset, read_forget_set
-from ..labels import check_dataset, class_names, model_labels, reconcile_labels
-from ..loading import HubOptions, resolve_model, source_of
-from ..memory import peak_memory_mb
-from ..report import UnlearningReport, versions
-from ..requests import resolve_request
+from ..data.images import labelled_dataset, read_forget_set
+from ..data.labels import check_dataset, class_names, model_labels, reconcile_labels
+from ..data.request import resolve_request
+from ..errors import check_choice
+from ..hub.models import HubOptions, resolve_model, source_of
+from ..parallel.memory import peak_memory_mb
+from ..pipeline.classifier import PixelClassifier
+from ..report.report import UnlearningReport, versions
 from .comparison import LEVELS, Comparison, load_other, load_others
 from .table import PixelDataset, Table
 
@@ -58,7 +58,7 @@ def evaluate_unlearning(
         beside: further unlearned models by name, for the same table.
         level: "quick", or "full": relearning with retained images and over three draws, GradCAM, more retained images.
         processing_class: an image processor, for models given as objects or in place of the original's own.
-        label_offset, label_mapping: as in :func:`zspag_hf.labels.reconcile_labels`, where label names differ.
+        label_offset, label_mapping: as in :func:`zspag_hf.data.labels.reconcile_labels`, where label names differ.
         image_column_name, label_column_name: columns of all data sets.
         hub: how models are read from the Hub; a revision in it is the original's.
         seed: draws the images that subsets hold, and the batches of relearning.

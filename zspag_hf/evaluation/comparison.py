@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ..checks import check_choice, check_outputs, check_range, check_same_labels, check_trainable
-from ..classifier import PixelClassifier, to_unit
-from ..errors import UnlearningError
-from ..labels import distinct
-from ..layers import constrained_layers, head_name
-from ..loading import HubOptions, resolve_model
+from ..data.labels import distinct
+from ..errors import UnlearningError, check_choice, check_range
+from ..hub.models import HubOptions, resolve_model
 from ..metrics import METRICS, compute
 from ..metrics.rows import FORGET, RETAIN, TEST_FORGOTTEN, TEST_RETAINED, VIEWS
-from ..processes import each_shared
-from ..report import UnlearningReport, model_name
+from ..parallel.processes import each_shared
+from ..pipeline.classifier import PixelClassifier, to_unit
+from ..pipeline.layers import constrained_layers, head_name
+from ..report.report import UnlearningReport, model_name
+from ..trainer.checks import check_outputs, check_same_labels, check_trainable
 from .floors import PAIRWISE, floor, least_tolerances, verdict
 from .heatmaps import heatmap_layer, heatmaps
 from .relearning import RelearnData, relearn_all

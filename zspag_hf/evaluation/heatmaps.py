@@ -10,7 +10,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..classifier import PixelClassifier, to_unit
+from ..pipeline.classifier import PixelClassifier, to_unit
 
 FINE = 4  # positions along a side that a picture should have, where a layer has them
 MOST_PREFIX_TOKENS = 5  # a class token and four registers (DINOv2)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..classifier import PixelClassifier, to_unit
-from ..processes import each_shared, rank_and_size
+from ..parallel.processes import each_shared, rank_and_size
+from ..pipeline.classifier import PixelClassifier, to_unit
 
 LEARNING_RATE = 1e-3  # Adam's, as in GKT's relearn time
 STEPS = 20

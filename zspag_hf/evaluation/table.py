@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..classifier import PixelClassifier
+from ..adaptive.head import head_inputs
 from ..errors import UnlearningError
-from ..head import head_inputs
-from ..layers import as_layer
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
+from ..pipeline.classifier import PixelClassifier
+from ..pipeline.layers import as_layer
 
 TEST = "test"  # a part whose rows are told apart by their label
 

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attacks import PGDL2
-from ..classifier import GRADIENT_BATCH, to_unit
 from ..errors import UnlearningError
-from ..processes import my_batches, summed
+from ..parallel.processes import my_batches, summed
+from ..pipeline.attacks import PGDL2
+from ..pipeline.classifier import GRADIENT_BATCH, to_unit
 from .base import Method, Plan
 
 FIRST_EPS, STEPS = 0.04, 50  # the paper's, in Euclidean norm on [0, 1] pixels

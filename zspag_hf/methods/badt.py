@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..classifier import PixelClassifier
-from ..pseudo_labels import retained_mask
+from ..pipeline.classifier import PixelClassifier
+from ..pipeline.pseudo_labels import retained_mask
 from .base import Method, Plan
 from .retrain import renewed
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batches import KeptProxies
-from ..classifier import exact_batch_norms, to_unit
-from ..constraint import HardConstraint, SoftConstraint
+from ..parallel.batches import KeptProxies
+from ..pipeline.classifier import exact_batch_norms, to_unit
+from ..pipeline.constraint import HardConstraint, SoftConstraint
 
 PAIRED = ("proxy_pixels", "proxy_targets")
 
@@ -109,7 +109,7 @@ class Method:
 
     def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Soft cross-entropy between the model's outputs and the targets, weighted by row
-        (:class:`zspag_hf.batches.SharedBatches`)."""
+        (:class:`zspag_hf.parallel.batches.SharedBatches`)."""
         logits = self.logits(trainer, model, inputs["pixels"])
         return (inputs["weights"] * F.cross_entropy(logits, inputs["targets"], reduction="none")).sum()
 

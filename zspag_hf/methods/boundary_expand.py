@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..adaptive.head import head_inputs
 from ..errors import UnlearningError
-from ..head import head_inputs
-from ..processes import rank_and_size, summed
+from ..parallel.processes import rank_and_size, summed
 from .base import Method, Plan
 
 

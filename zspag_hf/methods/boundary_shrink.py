@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attacks import FGSM
-from ..classifier import PixelClassifier, gradient_batch
-from ..processes import my_batches, summed
-from ..pseudo_labels import retained_mask
+from ..parallel.processes import my_batches, summed
+from ..pipeline.attacks import FGSM
+from ..pipeline.classifier import PixelClassifier, gradient_batch
+from ..pipeline.pseudo_labels import retained_mask
 from .base import Method, Plan
 
 BOUND = 0.1  # of the maximum norm, in [0, 1] pixels: the published code's

@@ -8,12 +8,12 @@ from torch.func import functional_call, vjp, vmap
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from ..classifier import GRADIENT_BATCH, to_unit
 from ..errors import UnlearningError
-from ..grams import GIGABYTE
-from ..influence import math_attention
-from ..layers import Layer
-from ..processes import my_batches, summed
+from ..parallel.processes import my_batches, summed
+from ..pipeline.classifier import GRADIENT_BATCH, to_unit
+from ..pipeline.grams import GIGABYTE
+from ..pipeline.influence import math_attention
+from ..pipeline.layers import Layer
 from .base import Method, Plan
 from .ssd import movable
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..adapter import ModuleClassifier
-from ..classifier import frozen
 from ..errors import UnlearningError
-from ..processes import tensors_from_first
+from ..hub.adapter import ModuleClassifier
+from ..parallel.processes import tensors_from_first
+from ..pipeline.classifier import frozen
 from .base import Method, Plan
 from .generator import NOISE, Generator
 from .retrain import check_renewable, renewed

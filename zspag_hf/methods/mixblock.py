@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..classifier import PixelClassifier
 from ..errors import UnlearningError
-from ..layers import run_watched
+from ..pipeline.classifier import PixelClassifier
+from ..pipeline.layers import run_watched
 
 MOST_CELLS = 16  # a side: attention is between all cells of two maps
 MOST_CHANNELS = 128  # of query and key, as AutoMix has for the 256 features of a ResNet-18

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..batches import KeptProxies
-from ..classifier import to_unit
 from ..errors import UnlearningError
-from ..processes import rank_and_size, summed
-from ..pseudo_labels import retained_mask
+from ..parallel.batches import KeptProxies
+from ..parallel.processes import rank_and_size, summed
+from ..pipeline.classifier import to_unit
+from ..pipeline.pseudo_labels import retained_mask
 from .base import Method, Plan
 from .mixblock import MiddleFeatures, MixBlock
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batches import KeptProxies
+from ..parallel.batches import KeptProxies
 from .base import PAIRED, Method, Plan
 
 ALPHA = 0.95  # share of the retained images in the loss of NegGrad+

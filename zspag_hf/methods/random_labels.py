@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pseudo_labels import retained_mask
+from ..pipeline.pseudo_labels import retained_mask
 from .base import Method, Plan
 from .stages import gather_targets
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from ..adapter import ModuleClassifier
 from ..errors import UnlearningError
-from ..processes import rank_and_size
+from ..hub.adapter import ModuleClassifier
+from ..parallel.processes import rank_and_size
 from .base import Method, Plan
 
 PADDED = 8  # sides of the image in the padding of a random crop: 4 pixels of 32

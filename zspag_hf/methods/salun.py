@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm.auto import tqdm
 
-from ..classifier import gradient_batch, to_unit
-from ..processes import my_batches, summed
-from ..pseudo_labels import retained_mask
+from ..parallel.processes import my_batches, summed
+from ..pipeline.classifier import gradient_batch, to_unit
+from ..pipeline.pseudo_labels import retained_mask
 from .base import Method, Plan
 from .stages import gather_targets
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import UnlearningError
-from ..processes import my_batches, summed
+from ..parallel.processes import my_batches, summed
 from .base import Method, Plan
 from .salun import loss_gradient
 from .stages import gather_all_proxies, proxy_facts

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..attacks import ATTACKS, Attack
-from ..constraint import HardConstraint, SoftConstraint
+from ..data.labels import distinct
 from ..errors import UnlearningError
-from ..grams import Frame, collect_grams, energy_missed, find_frames, framed, too_wide
-from ..influence import inverse_hessian_product, label_influence, mean_gradient
-from ..labels import distinct
-from ..proxies import ProxySet, make_proxies
-from ..pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, tilted_reweighting
-from ..subspaces import Basis, LayerGrams, Spectrum, free_energy, literal_bases, random_bases
+from ..pipeline.attacks import ATTACKS, Attack
+from ..pipeline.constraint import HardConstraint, SoftConstraint
+from ..pipeline.grams import Frame, collect_grams, energy_missed, find_frames, framed, too_wide
+from ..pipeline.influence import inverse_hessian_product, label_influence, mean_gradient
+from ..pipeline.proxies import ProxySet, make_proxies
+from ..pipeline.pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, tilted_reweighting
+from ..pipeline.subspaces import Basis, LayerGrams, Spectrum, free_energy, literal_bases, random_bases
 
 REPORTED_IMAGES = 256
 INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature are averaged over

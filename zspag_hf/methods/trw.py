@@ -11,7 +11,7 @@ from .stages import gather_targets
 
 class TiltedReweighting(Method):
     """Soft cross-entropy, which is KL(q || p) but for a constant, to the original's outputs over the retained classes,
-    tilted towards those that resemble the forgotten one (:func:`zspag_hf.pseudo_labels.tilted_reweighting`); and with
+    tilted towards those that resemble the forgotten one (:func:`..pipeline.pseudo_labels.tilted_reweighting`); and with
     ``with_retain`` cross-entropy on the retained images, in one shuffle.
 
     The paper fine-tunes with retained data; the form without them is ours, best with ``constraint="soft"`` or "hard".

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..data import RetainSet
+from ..data.images import RetainSet
 from .base import Method, Plan
 from .stages import build_constraint, gather_subspaces, gather_targets, layer_facts
 

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adaptation import AdaptiveControl
-from ..batches import KeptProxies
+from ..adaptive.control import AdaptiveControl
+from ..adaptive.first_step import choose_damping
+from ..adaptive.head import fit_unseen_rows, head_inputs, predict_with_inputs
+from ..adaptive.held_out import HeldOut
 from ..errors import UnlearningError
-from ..first_step import choose_damping
-from ..head import fit_unseen_rows, head_inputs, predict_with_inputs
-from ..held_out import HeldOut
-from ..processes import from_first
-from ..proxies import ProxySet
-from ..pseudo_labels import pseudo_labels
+from ..parallel.batches import KeptProxies
+from ..parallel.processes import from_first
+from ..pipeline.proxies import ProxySet
+from ..pipeline.pseudo_labels import pseudo_labels
 from .base import Method, Plan
 from .stages import (
     Subspaces,
@@ -35,10 +35,10 @@ class ZSPAG(Method):
     """The paper's method with the library's choices by default; ``variant="paper"`` sets the literal form.
 
     The adaptive form splits the forget images: one part is trained on and yields the training proxies, the other, with
-    proxies of its own, judges (:mod:`zspag_hf.adaptation`). It adds two terms to the paper's loss: the original outputs
+    proxies of its own, judges (:mod:`..adaptive.control`). It adds two terms to the paper's loss: the original outputs
     on the training proxies, renormalised over the retained classes, are kept (weight ``proxy_weight``), and the
     penultimate features of a forget image are drawn to those of proxies of the classes in its target (weight
-    ``feature_weight``). At the end the head's rows for the forgotten classes are fitted (:mod:`zspag_hf.head`).
+    ``feature_weight``). At the end the head's rows for the forgotten classes are fitted (:mod:`..adaptive.head`).
     """
 
     takes_targets = True

@@ -85,7 +85,7 @@ NEEDS = {
     "watched": "needs test images of the forgotten classes, or forget_views",
     "head": "the model has no linear head with one output a label",
     "models": "needs many unlearned and retrained models: use the metric by itself",
-    "backdoor": "needs a triggered test set: use zspag_hf.backdoor",
+    "backdoor": "needs a triggered test set: use zspag_hf.metrics.backdoor",
 }
 SALUN, PAPER, GKT = "SalUn, arXiv 2310.12508", "ZS-PAG, arXiv 2507.21738, 4.1", "GKT, arXiv 2201.05629"
 NATS = "nats, log-probabilities cut at -50"

@@ -1,0 +1,83 @@
+"""Held-out proxies and forget images: the validation set of an adaptive run, and what is read off it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..pipeline.classifier import PixelClassifier
+from ..pipeline.pseudo_labels import retained_mask
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One look at the held-out data.
+
+    Attributes:
+        proxy_kl: mean KL(original || now) on held-out proxies over the retained classes, in nats.
+        target_js: mean Jensen-Shannon divergence between the outputs on held-out forget images and their targets, nats.
+        forget_probability: mean probability of the forgotten classes on held-out forget images, in [0, 1].
+        proxy_forget_probability: the same on held-out proxies: a head whose forgotten rows overshoot shows here.
+        forget_rate: share of held-out forget images still given a forgotten label, in [0, 1].
+    """
+
+    proxy_kl: float
+    target_js: float
+    forget_probability: float
+    proxy_forget_probability: float
+    forget_rate: float
+
+
+class HeldOut:
+    """The validation set: proxies with the original's masked outputs, forget images with their targets. Processes share
+    its batches.
+
+    Args:
+        proxies: ``(P, channels, H, W)`` proxies made from held-out forget images.
+        forget: ``(N, channels, H, W)`` held-out forget images.
+        targets: ``(N, C)`` their target distributions.
+
+    Attributes:
+        first: the reading of the model as it is when this is made, the original.
+    """
+
+    def __init__(
+        self, classifier: PixelClassifier, proxies: Tensor, forget: Tensor, targets: Tensor, forget_ids: list[int]
+    ):
+        self.classifier, self.proxies, self.forget, self.targets = classifier, proxies, forget, targets
+        self.forget_ids = forget_ids
+        self.gone = ~retained_mask(classifier.num_labels, forget_ids)
+        logits = classifier.predict_shared(proxies)
+        self.reference = self.retained_log_probs(logits)
+        self.first = self.reading(logits, classifier.predict_shared(forget))
+
+    def retained_log_probs(self, logits: Tensor) -> Tensor:
+        """``(P, C_retained)`` log-probabilities over the retained classes."""
+        return logits[:, ~self.gone].double().log_softmax(1)
+
+    def proxy_kl(self, logits: Tensor | None = None) -> float:
+        """Mean KL(original || now) on the held-out proxies over the retained classes, in nats."""
+        logits = self.classifier.predict_shared(self.proxies) if logits is None else logits
+        now = self.retained_log_probs(logits)
+        return float(F.kl_div(now, self.reference, log_target=True, reduction="batchmean"))
+
+    def read(self) -> Reading:
+        return self.reading(*(self.classifier.predict_shared(part) for part in (self.proxies, self.forget)))
+
+    def reading(self, proxies: Tensor, logits: Tensor) -> Reading:
+        """From the logits on held-out proxies and forget images."""
+        p = logits.double().softmax(1)
+        js = jensen_shannon(p, self.targets.double())
+        probability = p[:, self.gone].sum(1)
+        rate = self.gone[logits.argmax(1)].double().mean()
+        beside = proxies.double().softmax(1)[:, self.gone].sum(1).mean()
+        return Reading(self.proxy_kl(proxies), float(js.mean()), float(probability.mean()), float(beside), float(rate))
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of each row, in nats: 0 for equal rows, ln 2 for disjoint ones."""
+    middle = ((p + q) / 2).clamp_min(1e-300).log()
+    return 0.5 * sum(torch.xlogy(x, x).sum(1) - (x * middle).sum(1) for x in (p, q))

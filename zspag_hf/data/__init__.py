@@ -1,0 +1,1 @@
+"""Images, labels and the request: what is to be forgotten, read and checked."""

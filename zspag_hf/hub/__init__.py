@@ -1,0 +1,1 @@
+"""Ids and folders in, models and data sets out."""

@@ -1,0 +1,1 @@
+"""What happened: JSON, page, figures, card and text."""

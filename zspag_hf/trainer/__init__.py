@@ -1,0 +1,1 @@
+"""The trainer, and beside it what resumes, saves and publishes a run."""

@@ -1,0 +1,211 @@
+"""A saved result -> one commit on the Hub, or none.
+
+What goes up is built anew in a folder of its own, from a list of what may: weights, config, image processor, the report
+without anything that stands for a single image or proxy, its page, its figures and the card. Whatever else lies in the
+output folder (checkpoints, optimizer states, ``training_args.bin``, ``_request.json``, logs) stays.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from ..data.request import LEDGER
+from ..errors import UnlearningError
+from ..hub.errors import hub_errors
+from ..report.card import model_card
+from ..report.files import write_whole
+from ..report.report import PAGE_NAME, REPORT_NAME, UnlearningReport
+
+CARD_NAME = "README.md"
+MODEL_FILES = re.compile(
+    r"config\.json|preprocessor_config\.json|processor_config\.json"
+    r"|model\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json"
+)
+# Weights in other files of the repository would still remember: they go in the same commit.
+REPLACED = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    *(f"*.{suffix}" for suffix in ("bin", "bin.index.json", "h5", "msgpack", "ckpt", "pt", "pth", "onnx", "tflite")),
+    *("*.pb", "*.keras", "*.gguf", "figures/*.png", PAGE_NAME),
+]
+
+
+def public_report(report: UnlearningReport) -> UnlearningReport:
+    """The report without proxies as points and without attention maps, which can be those of a single image; page and
+    figures are drawn from what is left."""
+    public = copy.copy(report)
+    public.projection, public.heatmaps = None, {}
+    return public
+
+
+def check_result(folder: str) -> UnlearningReport:
+    """The report of a saved result.
+
+    Raises:
+        UnlearningError: no such folder, no report of an unlearning, or no weights.
+    """
+    if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(folder):
+        raise UnlearningError(f"there is no folder {folder!r}: give the output_dir of a finished run.")
+    path = Path(folder)
+    if not (path / REPORT_NAME).is_file():
+        raise UnlearningError(f"{folder!r} holds no {REPORT_NAME}: give the output_dir of a finished run.")
+    try:
+        report = UnlearningReport.load(folder)
+    except (TypeError, ValueError) as error:
+        raise UnlearningError(
+            f"{folder!r} holds an {REPORT_NAME} that cannot be read ({error}): unlearn anew."
+        ) from error
+    if report.request is None:
+        raise UnlearningError(f"the report in {folder!r} is of an evaluation alone: give the output_dir of a run.")
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (path / name).is_file():
+            raise UnlearningError(f"{folder!r} holds no {name}: give the output_dir of a finished run.")
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnlearningError(f"{folder!r} holds a config.json that cannot be read ({error}): unlearn anew.") from error
+    if (config.get(LEDGER) or [None])[-1] != report.request:
+        raise UnlearningError(
+            f"the report in {folder!r} and its config.json are of different runs, one of which was cut off:"
+            " unlearn anew."
+        )
+    if not any(path.glob("model*.safetensors")):
+        raise UnlearningError(f"{folder!r} holds no model.safetensors: give the output_dir of a finished run.")
+    return report
+
+
+def stage(folder: str, target: str, repo_id: str) -> None:
+    """Write all that may be published into ``target``, an empty folder.
+
+    Args:
+        folder: a saved result. repo_id: where it will stand, for the card.
+    """
+    report = public_report(check_result(folder))
+    code = code_files(folder)
+    for name in sorted(os.listdir(folder)):
+        if MODEL_FILES.fullmatch(name) or name in code:
+            link_or_copy(os.path.join(folder, name), os.path.join(target, name))
+    report.save(target)
+    write_card(target, report, repo_id)
+
+
+def code_files(folder: str) -> set[str]:
+    """Of a model that brings its own code, the modules that its configs name and those that they import."""
+    found = set()
+    for name in ("config.json", "preprocessor_config.json"):
+        places = json.loads(Path(folder, name).read_text(encoding="utf-8")).get("auto_map", {}).values()
+        for place in (p for value in places for p in (value if isinstance(value, list) else [value]) if p):
+            module = Path(folder, place.split(".")[0] + ".py")  # "user/repository--own.Model" lies elsewhere
+            if module.is_file():
+                found |= {module.name, *(Path(needed).name for needed in get_relative_import_files(module))}
+    return found
+
+
+def write_card(folder: str, report: UnlearningReport, repo_id: str | None) -> None:
+    """Write the model card into a folder; ``repo_id`` is where it will stand, None where that is not known."""
+    write_whole(os.path.join(folder, CARD_NAME), str(model_card(report, model_id=repo_id)).encode())
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A second name for a file of weights, or a copy where the two folders lie on different disks."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+@contextmanager
+def staged(folder: str, repo_id: str) -> Iterator[str]:
+    """A temporary folder that holds what may be published, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="zspag-hf-") as target:
+        stage(folder, target, repo_id)
+        yield target
+
+
+def full_id(repo_id: str, token: str | None) -> str:
+    """``user/name`` of a repository to push to: a bare name belongs to the user whose token it is.
+
+    Raises:
+        UnlearningError: no token, or one that the Hub does not know.
+    """
+    with hub_errors(repo_id, "push to"):
+        validate_repo_id(repo_id)
+        user = HfApi(token=token).whoami()["name"]
+    return repo_id if "/" in repo_id else f"{user}/{repo_id}"
+
+
+def check_private(repo_id: str, wanted: bool | None, found: bool) -> None:
+    """Refuse a public repository where a private one was asked for: it is private or not when it is made.
+
+    Raises:
+        UnlearningError: it is public.
+    """
+    if wanted and not found:
+        raise UnlearningError(
+            f"{repo_id!r} exists and is public, and hub_private_repo=True asks for a private one: make it private on"
+            " the Hub, or give another hub_model_id."
+        )
+
+
+def push_folder(
+    folder: str,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Unlearn",
+) -> CommitInfo:
+    """Publish a saved result: one commit, or none when something fails.
+
+    May be called again after a failure; what the Hub holds already is not sent twice. Other weights that the repository
+    holds are deleted by the same commit. Its earlier commits keep them: delete those, or push to a new repository.
+
+    Args:
+        folder: the ``output_dir`` of a finished run.
+        repo_id: ``user/name``, or a name of one's own. Made where there is none, private where ``private`` is True.
+        token: with write access; None for the one that is logged in.
+        revision: a branch, made where there is none. create_pr: open a pull request in place of committing to it.
+
+    Raises:
+        UnlearningError: nothing to publish, no or a wrong token, no permission, or the Hub failed; nothing is published
+            then.
+    """
+    check_result(folder)
+    if create_pr and revision is not None:
+        raise UnlearningError(f"a pull request goes to the main branch: leave revision={revision!r} out.")
+    repo_id = full_id(repo_id, token)
+    api = HfApi(token=token)
+    with staged(folder, repo_id) as public, hub_errors(repo_id, "push to"):
+        if not create_pr:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        head = api.repo_info(repo_id, revision=revision)
+        check_private(repo_id, private, head.private)
+        added = sorted(path.relative_to(public).as_posix() for path in Path(public).rglob("*") if path.is_file())
+        stale = {name for name in filter_repo_objects([f.rfilename for f in head.siblings], allow_patterns=REPLACED)}
+        return api.create_commit(  # upload_folder would make several commits of a large folder
+            repo_id,
+            [
+                *(CommitOperationDelete(name) for name in sorted(stale - set(added))),
+                *(CommitOperationAdd(name, os.path.join(public, name)) for name in added),
+            ],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=head.sha,
+        )
