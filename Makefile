@@ -8,6 +8,8 @@ test:
 
 style:
 	ruff check . && ruff format --check .
+	mypy
+	lint-imports
 
 example:
 	accelerate launch examples/unlearn_vit.py

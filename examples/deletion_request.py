@@ -23,8 +23,10 @@ from digits import digits_model, train_classifier
 from faces import PEOPLE, faces_dataset
 
 from zspag_hf import UnlearningConfig
+from zspag_hf.cli.exit_status import reported
 from zspag_hf.cli.jobs import DataArguments, Job, announce, load_job, run
-from zspag_hf.cli.parsing import parse, reported
+from zspag_hf.cli.parsing import parse_run
+from zspag_hf.cli.running import MethodArguments
 from zspag_hf.data.labels import resolve_classes, rows_of_classes
 from zspag_hf.data.request import proves
 from zspag_hf.hub.models import load_classifier
@@ -33,6 +35,8 @@ from zspag_hf.trainer.trainer import UnlearningTrainer
 
 @dataclass
 class RequestArguments:
+    """Who asks."""
+
     people: list[str] = field(
         default_factory=lambda: ["Ada", "Grace"],
         metadata={"help": "Who asks to be forgotten, one request each, in this order."},
@@ -42,7 +46,7 @@ class RequestArguments:
 def train_on_faces(folder: Path, config: UnlearningConfig) -> str:
     """The classifier that the requests are about, saved as any other."""
     model, processor = digits_model(PEOPLE, config.seed, size=32, patch=4)
-    train_classifier(model, processor, faces_dataset(), [], config.but(output_dir=str(folder)), epochs=30)
+    train_classifier(model, processor, faces_dataset(), [], replace(config, output_dir=str(folder)), epochs=30)
     if config.process_index == 0:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -72,12 +76,14 @@ def show(trainers: dict[str, UnlearningTrainer]) -> None:
         print(f"  {number}. {entry['date']}  {who}, {entry['images']} images, commitment {entry['commitment'][:16]}...")
     for name, trainer in trainers.items():
         folder = trainer.args.output_dir
-        kept = proves(folder, trainer.report.request, trainer.forget.images)
+        kept = proves(folder, trainer.report.request, trainer.run.forget.images)
         print(f"the pictures of {name} {'are' if kept else 'are NOT'} those that {folder} commits to")
 
 
 def main() -> None:
-    arguments, data, config = parse((RequestArguments, DataArguments, UnlearningConfig), sys.argv[1:])
+    """Run the command line."""
+    types = (RequestArguments, DataArguments, MethodArguments)
+    arguments, data, beside, config, method = parse_run(types, sys.argv[1:])
     out = Path("outputs/deletion" if config.output_dir == UnlearningConfig.output_dir else config.output_dir)
     drawn = data.model_name_or_path is None
     if drawn:
@@ -86,9 +92,10 @@ def main() -> None:
     trainers = {}
     for number, person in enumerate(arguments.people, 1):
         announce(f"request {number}: {person}")
-        wish = config.but(forget_classes=[person], output_dir=str(out / f"without-{number}"))
-        job = drawn_job(source, person, wish) if drawn else load_job(replace(data, model_name_or_path=source), wish)
-        trainers[person] = run(job, wish, {}, data.level)
+        wish = replace(config, forget_classes=[person], output_dir=str(out / f"without-{number}"))
+        now = replace(data, model_name_or_path=source)
+        job = drawn_job(source, person, wish) if drawn else load_job(now, wish, method)
+        trainers[person] = run(job, wish, method, beside.rows(), data.level)
         source = wish.output_dir  # all that the next request knows
     if trainers[person].is_world_process_zero():
         show(trainers)

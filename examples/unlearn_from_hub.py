@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import UnlearningConfig, UnlearningTrainer
+from zspag_hf.cli.exit_status import reported
 from zspag_hf.cli.jobs import DataArguments, Job, load_job, run
-from zspag_hf.cli.parsing import parse, reported
+from zspag_hf.cli.parsing import parse_run
+from zspag_hf.cli.running import MethodArguments
 from zspag_hf.data.labels import rows_of_classes
-from zspag_hf.trainer.publishing import staged
+from zspag_hf.trainer.publishing import copy_public
 
 
 def digits_job(config: UnlearningConfig) -> Job:
@@ -39,7 +43,8 @@ def publish(trainer: UnlearningTrainer) -> None:
         print(f"pushed: {trainer.hub_model_id}")
         return
     print("\nwithout --push_to_hub nothing was pushed. These files would be:")
-    with staged(trainer.args.output_dir, "user/model") as public:
+    with tempfile.TemporaryDirectory() as public:
+        copy_public(trainer.args.output_dir, public, "user/model")
         for path in sorted(path for path in Path(public).rglob("*") if path.is_file()):
             print(f"  {os.path.relpath(path, public):<40}{path.stat().st_size:>10} bytes")
     stays = sorted(name for name in os.listdir(trainer.args.output_dir) if name.startswith("_"))
@@ -47,12 +52,14 @@ def publish(trainer: UnlearningTrainer) -> None:
 
 
 def main() -> None:
-    data, config = parse((DataArguments, UnlearningConfig), sys.argv[1:])
+    """Run the command line."""
+    data, beside, config, method = parse_run((DataArguments, MethodArguments), sys.argv[1:])
     own = data.model_name_or_path is not None
     if not own:
         folder = "outputs/from-hub" if config.output_dir == UnlearningConfig.output_dir else config.output_dir
-        config = config.but(forget_classes=["3"], output_dir=folder)
-    trainer = run(load_job(data, config) if own else digits_job(config), config, {}, data.level)
+        config = replace(config, forget_classes=["3"], output_dir=folder)
+    job = load_job(data, config, method) if own else digits_job(config)
+    trainer = run(job, config, method, beside.rows(), data.level)
     if trainer.is_world_process_zero():
         print(f"\n{trainer.report.summary()}\n\nmodel, report and card: {config.output_dir}")
     publish(trainer)

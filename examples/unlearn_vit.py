@@ -8,42 +8,46 @@ with ZS-PAG, and prints the models side by side. With a model and a data set of 
     accelerate launch examples/unlearn_vit.py --model_name_or_path user/model --dataset_name user/data \\
         --forget_classes cat --output_dir outputs/without-cat
 
-``--config run.yaml`` takes options from a file. Every field of UnlearningConfig is an option.
+``--config run.yaml`` takes options from a file. Every field of UnlearningConfig and of the method is an option.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import UnlearningConfig, UnlearningError
-from zspag_hf.cli.jobs import BASELINES, DataArguments, Job, load_job, run, without
-from zspag_hf.cli.parsing import parse, reported
-from zspag_hf.cli.running import BaselineArguments, prepare, show
+from zspag_hf.cli.exit_status import reported
+from zspag_hf.cli.jobs import DataArguments, Job, given_arguments, load_job, run, without
+from zspag_hf.cli.parsing import parse_run
+from zspag_hf.cli.running import MethodArguments, prepare, show
 from zspag_hf.data.labels import resolve_classes, rows_of_classes
 
 
 def main() -> None:
-    data, beside, config = parse((DataArguments, BaselineArguments, UnlearningConfig), sys.argv[1:], **HELP)
+    """Run the command line."""
+    data, beside, config, method = parse_run((DataArguments, MethodArguments), sys.argv[1:], **HELP)
     prepare(config)
     if data.model_name_or_path is None:
         config, beside.baselines = digits_options(data, beside, config)
         job = digits_job(config)
     else:
-        job = load_job(data, config)
-    trainer = run(job, config, BASELINES[beside.baselines], data.level)
+        job = load_job(data, config, method)
+    job.given |= given_arguments(beside)
+    trainer = run(job, config, method, beside.rows(), data.level)
     if trainer.is_world_process_zero():
         show(trainer.report, config.output_dir)
 
 
-def digits_options(data: DataArguments, beside: BaselineArguments, config: UnlearningConfig):
+def digits_options(data: DataArguments, beside: MethodArguments, config: UnlearningConfig):
     """The options as they are without a model: the 3 is forgotten, beside a few baselines."""
     if config.dataset_name is not None:
         raise UnlearningError("--dataset_name needs --model_name_or_path: the classifier that was trained on it.")
     folder = "outputs/digits" if config.output_dir == UnlearningConfig.output_dir else config.output_dir
-    config = config.but(forget_classes=config.forget_classes or ["3"], output_dir=folder)
+    config = replace(config, forget_classes=config.forget_classes or ["3"], output_dir=folder)
     return config, "few" if beside.baselines == "none" else beside.baselines
 
 

@@ -1,5 +1,6 @@
 """Processes of their own that need not import everything anew: forked off a server that has imported it once."""
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -30,6 +31,7 @@ def start(target, *arguments, environment=None):
 
 def call(log, environment, target, arguments):
     os.environ.update(environment)
+    gc.freeze()
     try:
         target(*arguments)
     except BaseException:
@@ -53,15 +55,18 @@ def run(target, *arguments, status=0) -> None:
     ended(*start(target, *arguments), status)
 
 
-def run_group(count: int, target, *arguments) -> None:
-    """The same in each of ``count`` processes, which find one another as under ``torch.distributed.run``."""
+def start_group(count: int, target, *arguments) -> list:
+    """``target(*arguments)`` in each of ``count`` processes, which find one another as under torch.distributed.run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = []
-    for rank in range(count) if count > 1 else ():
-        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
-        started.append(start(target, *arguments, environment=environment))
-    for process, log in started or [start(target, *arguments)]:
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} for rank in range(count)]
+    environments = [shared | rank for rank in ranks] if count > 1 else [None]
+    return [start(target, *arguments, environment=environment) for environment in environments]
+
+
+def run_group(count: int, target, *arguments) -> None:
+    """The same, and wait for all; each has to end well."""
+    for process, log in start_group(count, target, *arguments):
         ended(process, log)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
+from tiny import NAMES, asked, config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import evaluate_unlearning
 from zspag_hf.cli.jobs import DataArguments, load_job
 from zspag_hf.hub.datasets import load_split
 from zspag_hf.hub.models import HubOptions, load_classifier
+from zspag_hf.methods import find_method
 
 TOKEN = "hf_SecretThatNoMessageShows"
 KEPT = tempfile.TemporaryDirectory(prefix="errors-")  # what several rows share
@@ -56,7 +57,7 @@ class Case:
 @cache
 def trained():
     """A finished run."""
-    run = trainer(SHARED / "run", test=TEST, max_steps=2, hub_token=TOKEN)
+    run = trainer(SHARED / "run", test=TEST, method="random_labels", max_steps=2, hub_token=TOKEN)
     run.train()
     return run
 
@@ -71,7 +72,7 @@ def untrained(folder: Path):
 
 def fixed(folder: Path):
     """A run of a fixed number of steps, not yet begun."""
-    return trainer(folder, adaptive=False, max_steps=2)
+    return trainer(folder, method="random_labels", max_steps=2)
 
 
 @cache
@@ -163,6 +164,17 @@ def option(value: str, mend: str, **options) -> Case:
     return Case(f"option {value}", lambda folder: config(folder, hub_token=TOKEN, **options), value, mend)
 
 
+def of_method(value: str, mend: str, name: str = "zspag", **options) -> Case:
+    """A bad option of a method."""
+    return Case(f"{name}, {value}", lambda _: find_method(name)(**options), value, mend)
+
+
+def unheard(value: str, mend: str, name: str, args=(), **options) -> Case:
+    """Options of a run, ``args``, that a method with its own options cannot honour."""
+    method = find_method(name)(**options)
+    return Case(f"{name} in a run, {value}", lambda folder: method.check(config(folder, **dict(args))), value, mend)
+
+
 def run(**options):
     """A feed: the trainer on tiny inputs, one of them bad."""
     return lambda folder: trainer(folder, **options)
@@ -196,16 +208,17 @@ def load(**options):
 
 def read(split: str = "train", **options):
     """A feed: data by the path that was ``given``."""
-    return lambda path: load_split(path, split, token=TOKEN, cache_dir=CACHE, **options)
+    hub = HubOptions(options.pop("revision", None), TOKEN, CACHE)
+    return lambda path: load_split(path, split, hub=hub, **options)
 
 
 def job(options=(), **arguments):
-    """A feed: a whole job, from names; ``options`` are of UnlearningConfig, None stands for no data."""
+    """A feed: a whole job, from names; ``options`` are of the run or its method, None stands for no data."""
 
     def feed(folder: Path):
         names = {"model_name_or_path": str(saved_model()), **arguments}
         usual = {"dataset_name": str(saved_data()), "cache_dir": CACHE, "hub_token": TOKEN}
-        return load_job(DataArguments(**names), config(folder, **(usual | dict(options))))
+        return load_job(DataArguments(**names), *asked(folder, **(usual | dict(options))))
 
     return feed
 

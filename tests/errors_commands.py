@@ -52,6 +52,14 @@ WORDS = [
         "--forget_clases",
         "Did you mean --forget_classes",
     ),
+    Case("an option of another method", command("unlearn", "--method", "ssd", "--scope", "all"), "--scope", "--help"),
+    Case("an unknown method", command("unlearn", "--method", "forgetful"), "'forgetful'", "'zspag'"),
+    Case(
+        "an option that the method cannot honour",
+        command("unlearn", "--num_train_epochs", "3"),
+        "num_train_epochs=3",
+        "Give max_steps",
+    ),
     Case("an option without value", command("unlearn", "--config"), "--config", "expected one argument"),
     Case("a word that belongs nowhere", command("info", "model", "extra"), "'extra'", "zspag-hf info --help"),
     Case("a text for a number", command("unlearn", "--max_proxies", "many"), "'many'", "zspag-hf unlearn --help"),
@@ -72,13 +80,15 @@ FILES = [
     in_file("an unknown name", "forget_clases: [cat]", "forget_clases", "Did you mean forget_classes"),
     in_file("a name twice", "seed: 1\nseed: 2", "'seed' stands there twice", "zspag-hf unlearn --help"),
     setting("a bad setting", "deep: {scope: tail}", "'deep': scope='tail'", "'head'"),
+    setting("a setting of no method", "deep: {method: forgetful}", "'deep': method='forgetful'", "'zspag'"),
+    setting("an option of the run in a setting", "deep: {output_dir: x}", "output_dir", "zspag-hf compare --help"),
     setting("a setting by a taken name", "masked: {scope: all}", "'masked'", "another name"),
     setting("a setting without options", "deep: all", "'deep'", "{scope: head}"),
 ]
 
 NEEDED = [
     Case("no model", command("info"), "no model", "zspag-hf info MODEL"),
-    Case("one image", command("info", "model", "--forget_images", "1"), "forget_images=1", "at least 2"),
+    Case("neither true nor false", command("push", "--create_pr", "perhaps"), "'perhaps'", "zspag-hf push --help"),
     Case("nothing to push", command("push"), "what and where to", "--hub_model_id"),
     Case("one model to evaluate", command("evaluate", "--original", "user/vit"), "two models", "--unlearned"),
     Case(

@@ -10,7 +10,7 @@ from errors_case import CACHE, TOKEN, Case, a_file, a_model, edit, load, run, sa
 from tiny import config, images, tiny_model, tiny_processor, trainer
 from torch import nn
 
-from zspag_hf import METHODS, UnlearningConfig, UnlearningTrainer
+from zspag_hf import UnlearningConfig, UnlearningTrainer
 from zspag_hf.hub.models import HubOptions, load_classifier, load_processor
 
 INDEX = "model.safetensors.index.json"
@@ -73,15 +73,6 @@ class Headless(hf.ViTForImageClassification):
         output = super().forward(pixel_values)
         output.logits = output.logits[:, :5]
         return output
-
-
-class NeedsRetain(METHODS["random_labels"]):
-    needs_retain = True
-
-
-def needing_retain(folder: Path):
-    with mock.patch.dict(METHODS, {"needy": NeedsRetain}):
-        return trainer(folder, method="needy", adaptive=False)
 
 
 def on(**properties):
@@ -192,6 +183,7 @@ OBJECTS = [
     ),
     Case("adapter layers", changed(with_adapter), "Linear at classifier", "merge_and_unload"),
     Case("half precision", changed(lambda m: m.half()), "torch.float16", "dtype=torch.float32"),
+    Case("the other half precision", changed(lambda m: m.to(torch.bfloat16)), "torch.bfloat16", "dtype=torch.float32"),
     Case(
         "weights that are not finite",
         changed(lambda m: nn.init.constant_(m.classifier.weight, torch.nan)),
@@ -235,11 +227,12 @@ RUNNING = [
         "dict",
         "UnlearningConfig",
     ),
-    Case("a method that needs retained data", needing_retain, "'needy'", "pass retain_dataset"),
+    Case("a method that needs retained data", run(method="finetune"), "FineTune", "pass retain_dataset"),
+    Case("retained data that were asked for", run(method="salun", with_retain=True), "SalUn", "pass retain_dataset"),
     Case("an Apple GPU", on(device=torch.device("mps")), "'mps'", "use_cpu=True"),
     Case("two GPUs in one process", on(n_gpu=2), "2 GPUs", "accelerate launch"),
     Case("a launch that started too few", launched(MASTER_ADDR="127.0.0.1"), "several processes", "accelerate launch"),
-    Case("FSDP without GPUs", launched(ACCELERATE_USE_FSDP="true"), "FSDP was asked for and NO runs", "--use_fsdp"),
+    Case("FSDP without GPUs", launched(ACCELERATE_USE_FSDP="true"), "FSDP shards", "--use_fsdp"),
     Case("evaluation on nothing", run(eval_strategy="epoch"), "eval_strategy", "`eval_dataset`"),
 ]
 

@@ -1,38 +1,20 @@
-"""Bad options: what UnlearningConfig refuses when it is made."""
+"""Bad options: what UnlearningConfig refuses, what a method refuses, and what the two refuse of one another."""
 
-from errors_case import Case, option
+import os
+from pathlib import Path
+from unittest import mock
 
-FIXED = {"adaptive": False}
+import test_config
+from errors_case import Case, of_method, option, unheard
+from tiny import config
 
-CHOICES = [
-    option("attack='fgms'", "'pgd'", attack="fgms"),
-    option("attack=['pgd']", "'pgd'", attack=["pgd"]),
-    option("method='forgetful'", "'random_labels'", method="forgetful"),
-    option("variant='fast'", "'adaptive'", variant="fast"),
-    option("constraint='firm'", "'soft', 'hard', 'none'", constraint="firm"),
-    option("scope='tail'", "'head'", scope="tail"),
-    option("prior='flat'", "'uniform'", prior="flat"),
-    option("tilt='left'", "'influence'", tilt="left"),
-    option("influence_solver='svd'", "'kfac'", influence_solver="svd"),
-    option("influence_sign='plus'", "'eq10'", influence_sign="plus"),
-    option("proxy_policy='third'", "'quota'", proxy_policy="third"),
-    option("pseudo_label='hard'", "'prior'", pseudo_label="hard"),
-    option("subspace_merge='sum'", "'gram'", subspace_merge="sum"),
-]
+from zspag_hf.config import REFUSED
+from zspag_hf.methods import as_method, find_method
 
-RANGES = [
+OF_A_RUN = [
     option("learning_rate='1e-3'", "in YAML write 1.0e-3", learning_rate="1e-3"),
     option("learning_rate=inf", "a finite number above 0", learning_rate=float("inf")),
     option("learning_rate=0.0", "above 0", learning_rate=0.0),
-    option("holdout_share=1.0", "above 0 and below 1", holdout_share=1.0),
-    option("energy_threshold=0", "above 0 and at most 1", energy_threshold=0),
-    option("attack_eps=nan", "a finite number above 0", attack_eps=float("nan")),
-    option("attack_steps=2.5", "a whole number at least 1", attack_steps=2.5),
-    option("proxies_per_class=0", "at least 1", proxies_per_class=0),
-    option("max_proxies=0", "at least 1", max_proxies=0),
-    option("proxy_budget=0.0", "above 0", proxy_budget=0.0),
-    option("proxy_weight=-1.0", "at least 0", proxy_weight=-1.0),
-    option("feature_weight=True", "is not a number", feature_weight=True),
     option("forget_views=-1", "at least 0", forget_views=-1),
     option("forget_views=1000000000", "at most 1000", forget_views=10**9),
     option("seed=-1", "at least 0", seed=-1),
@@ -44,69 +26,95 @@ RANGES = [
     option("per_device_train_batch_size=0", "at least 1", per_device_train_batch_size=0),
     option("per_device_eval_batch_size=0", "at least 1", per_device_eval_batch_size=0),
     option("gradient_accumulation_steps=0", "at least 1", gradient_accumulation_steps=0),
+    option("dataloader_num_workers=-1", "at least 0", dataloader_num_workers=-1),
     option("weight_decay=-0.1", "at least 0", weight_decay=-0.1),
+    option("max_grad_norm=-1.0", "at least 0", max_grad_norm=-1.0),
+    option("max_memory_gb=0", "above 0", max_memory_gb=0),
 ]
 
-TOGETHER = [
-    option("num_train_epochs=3", "give max_steps", adaptive=True, num_train_epochs=3),
-    option("'hard'", "leave adaptive unset", adaptive=True, constraint="hard"),
-    option("'random_labels'", "leave it unset", adaptive=True, method="random_labels", constraint="soft"),
-    option("attack_steps=5", "attack='pgd'", attack="fgsm", attack_steps=5),
-    option("subspace_merge='literal'", "constraint='hard'", subspace_merge="literal"),
-    option("learning_rate=0.1", "Leave it unset", method="ssd", learning_rate=0.1),
-    option("with_retain=True", "Leave it unset", method="boundary_shrink", with_retain=True),
-    option("with_retain=False", "another method", method="finetune", with_retain=False),
-    option("constraint='hard'", "Leave it unset", method="retrain", constraint="hard"),
-    option("subspace_merge='random'", "constraint='hard'", subspace_merge="random"),
-    option("'adamw_torch'", "adaptive=False with a learning_rate", optim="adamw_torch"),
-    option("'linear'", "adaptive=False with a learning_rate", lr_scheduler_type="linear"),
-    option("'fp16'", "bf16=True", fp16=True),
-    option("auto_find_batch_size=True", "per_device_train_batch_size", auto_find_batch_size=True),
-    option("save_strategy='best'", "'steps' or 'epoch'", save_strategy="best"),
-    option("gradient_checkpointing=True", "gradient_accumulation_steps", gradient_checkpointing=True),
-    option("load_best_model_at_end=True", "leave it off", load_best_model_at_end=True),
+HARMFUL = [
+    *(
+        option(f"{name}=", why.rsplit(": ", 1)[-1], **{name: test_config.WRONG.get(name, True)})
+        for name, why in REFUSED.items()
+    ),
+    option("optim='lomo'", "adamw_torch", optim="lomo"),
+    option("optim='galore_adamw_layerwise'", "adamw_torch", optim="galore_adamw_layerwise"),
     option("hub_revision='v2'", "leave hub_revision", hub_create_pr=True, hub_revision="v2"),
-]
-
-EXACT = [
-    option("tf32=True", "leave it off", tf32=True),
-    option("torch_compile=True", "leave it off", torch_compile=True),
-    option("fp16_full_eval=True", "leave it off", fp16_full_eval=True),
-    option("fsdp='full_shard'", "leave it out", fsdp="full_shard"),
-    option("deepspeed='zero.json'", "leave it out", deepspeed="zero.json"),
-    option("dataloader_drop_last=True", "leave it off", dataloader_drop_last=True),
-    option("optim='lomo'", "adamw_torch", optim="lomo", **FIXED),
-    option("remove_unused_columns=True", "leave it False", remove_unused_columns=True),
     option("hub_strategy='every_save'", "'end'", push_to_hub=True, hub_strategy="every_save"),
 ]
 
-UNREAD = [
-    option("attack_eps=0.2", "where proxies are made", method="random_labels", attack_eps=0.2),
-    option("max_proxies=9", "where proxies are made", method="unsc", max_proxies=9),
-    option("energy_threshold=0.9", "under a constraint", method="salun", energy_threshold=0.9),
-    option("prior='second_best'", "'random_labels', 'salun'", method="neggrad", prior="second_best"),
-    option("prior='uniform'", "pseudo_label='prior'", pseudo_label="paper", prior="uniform"),
-    option("tilt='none'", "where classes are forgotten", method="salun", tilt="none", forget_classes=None),
-    option("tilt_temperature=2.0", "tilt='influence'", tilt="none", tilt_temperature=2.0),
-    option("tilt_temperature=3.0", "tilt='influence'", prior="second_best", tilt_temperature=3.0),
-    option("tilt='influence'", "tilt='none'", prior="second_best", tilt="influence"),
-    option("attack='fgsm'", "where proxies are made", method="unsc", prior="uniform", tilt="influence", attack="fgsm"),
-    option("influence_damping=0.5", "'identity'", influence_solver="identity", influence_damping=0.5),
-    option("influence_solver='cg'", "by influence", method="trw", influence_solver="cg"),
-    option("proxy_budget=0.1", "in adaptive runs", constraint="hard", proxy_budget=0.1),
-    option("scope='head'", "by zspag", method="finetune", scope="head"),
-    option("max_retain_samples=9", "with retained data", max_retain_samples=9),
-    option("proxies_per_class=9", "proxy_policy='quota'", proxy_policy="second", proxies_per_class=9),
-    option("weight_decay=0.1", "'fisher', 'gkt', 'ssd'", method="fisher", weight_decay=0.1),
-    option("optim='adamw_torch'", "Trainer's loop", method="gkt", optim="adamw_torch"),
-    option("max_steps=9", "not by 'fisher', 'ssd'", method="ssd", max_steps=9),
-]
+
+def in_half_precision(folder: Path):
+    with mock.patch.dict(os.environ, {"ACCELERATE_MIXED_PRECISION": "fp16"}):
+        return config(folder)
+
 
 OF_TRANSFORMERS = [
-    option("nope is not a valid SchedulerType", "'constant'", lr_scheduler_type="nope", **FIXED),
-    option("nope is not a valid OptimizerNames", "'sgd'", optim="nope", **FIXED),
+    Case("accelerate's own fp16", in_half_precision, "'fp16'", "give bf16=True"),
+    option("nope is not a valid SchedulerType", "'constant'", lr_scheduler_type="nope"),
+    option("nope is not a valid OptimizerNames", "'sgd'", optim="nope"),
     option("sometimes is not a valid IntervalStrategy", "'epoch'", eval_strategy="sometimes"),
     option("warmup_steps = -1", "warmup_steps >= 0", warmup_steps=-1),
 ]
 
-CASES: list[Case] = [*CHOICES, *RANGES, *TOGETHER, *EXACT, *UNREAD, *OF_TRANSFORMERS]
+OF_A_METHOD = [
+    of_method("attack='fgms'", "'pgd'", attack="fgms"),
+    of_method("attack=['pgd']", "'pgd'", attack=["pgd"]),
+    of_method("scope='tail'", "'head'", scope="tail"),
+    of_method("targets='flat'", "'uniform'", targets="flat"),
+    of_method("tilt='left'", "'influence'", tilt="left"),
+    of_method("influence_sign='plus'", "'eq10'", influence_sign="plus"),
+    of_method("proxy_policy='third'", "'quota'", proxy_policy="third"),
+    of_method("constraint='firm'", "'soft', 'hard'", "zspag_paper", constraint="firm"),
+    of_method("subspace_merge='sum'", "'gram'", "zspag_paper", subspace_merge="sum"),
+    of_method("learning_rate=0.0", "above 0", learning_rate=0.0),
+    of_method("learning_rate='fast'", "is not a number", "finetune", learning_rate="fast"),
+    of_method("num_train_epochs=0", "above 0", "finetune", num_train_epochs=0),
+    of_method("weight_decay=-1", "at least 0", "finetune", weight_decay=-1),
+    of_method("holdout_share=1.0", "above 0 and below 1", holdout_share=1.0),
+    of_method("energy_threshold=0", "above 0 and at most 1", energy_threshold=0),
+    of_method("energy_threshold=1.5", "above 0 and at most 1", "zspag_paper", energy_threshold=1.5),
+    of_method("attack_eps=nan", "a finite number above 0", attack_eps=float("nan")),
+    of_method("attack_steps=2.5", "a whole number at least 1", attack_steps=2.5),
+    of_method("proxies_per_class=0", "at least 1", proxies_per_class=0),
+    of_method("max_proxies=0", "at least 1", max_proxies=0),
+    of_method("proxy_budget=0.0", "above 0", proxy_budget=0.0),
+    of_method("proxy_weight=True", "is not a number", proxy_weight=True),
+    of_method("feature_weight=-1.0", "at least 0", feature_weight=-1.0),
+    of_method("max_retain_samples=0", "at least 1", "scrub", max_retain_samples=0),
+]
+
+TOGETHER = [
+    of_method("attack_steps=5", "attack='pgd'", attack="fgsm", attack_steps=5),
+    of_method("proxies_per_class=9", "proxy_policy='quota'", proxy_policy="second", proxies_per_class=9),
+    of_method("subspace_merge='literal'", "constraint='hard'", "salun", constraint="soft", subspace_merge="literal"),
+    of_method("attack_eps=0.2", "give constraint='soft' or 'hard'", "neggrad", attack_eps=0.2),
+    of_method("energy_threshold=0.9", "give constraint='soft' or 'hard'", "salun", energy_threshold=0.9),
+    of_method("tilt='influence'", "Give tilt='none'", targets="second_best"),
+    of_method("tilt='similarity'", "targets='renormalised'", "zspag_paper", tilt="similarity"),
+    of_method("influence_sign='upweight'", "tilt='influence'", tilt="none", influence_sign="upweight"),
+    of_method("max_retain_samples=9", "with_retain=True", "random_labels", max_retain_samples=9),
+]
+
+BY_NAME = [
+    Case("no such method", lambda _: find_method("forgetful"), "'forgetful'", "'random_labels'"),
+    Case("no module of a method", lambda _: find_method("no_such_module:Mine"), "no_such_module", "Python finds"),
+    Case("no class in the module", lambda _: find_method("zspag_hf.methods:Mine"), "'zspag_hf.methods:Mine'", "give"),
+    Case("a class of another kind", lambda _: find_method("builtins:int"), "'builtins:int'", "derive it from that"),
+    Case("a class for a method", lambda _: as_method(find_method("ssd")), "SSD", "an instance"),
+]
+
+OF_BOTH = [
+    unheard("num_train_epochs=3", "Give max_steps", "zspag", {"num_train_epochs": 3}),
+    unheard("optim='adamw_torch'", "method='zspag_paper'", "zspag", {"optim": "adamw_torch"}),
+    unheard("optim_args='momentum=0.9'", "method='zspag_paper'", "zspag", {"optim_args": "momentum=0.9"}),
+    unheard("weight_decay=0.1", "method='zspag_paper'", "zspag", {"weight_decay": 0.1}),
+    unheard("lr_scheduler_type='linear'", "method='zspag_paper'", "zspag", {"lr_scheduler_type": "linear"}),
+    unheard("save_strategy='best'", "'steps' or 'epoch'", "zspag", {"save_strategy": "best"}),
+    unheard("learning_rate=0.1", "leave it out", "ssd", {"learning_rate": 0.1}),
+    unheard("weight_decay=0.1", "leave it out", "fisher", {"weight_decay": 0.1}),
+    unheard("max_steps=9", "leave it out", "ssd", {"max_steps": 9}),
+    unheard("learning_rate is 0.5", "give one", "salun", {"learning_rate": 0.1}, learning_rate=0.5),
+]
+
+CASES: list[Case] = [*OF_A_RUN, *HARMFUL, *OF_TRANSFORMERS, *OF_A_METHOD, *TOGETHER, *BY_NAME, *OF_BOTH]

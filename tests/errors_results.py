@@ -20,11 +20,12 @@ from errors_case import (
     without,
     writing,
 )
-from tiny import config, images, tiny_model, tiny_processor, trainer
+from tiny import asked, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningReport
-from zspag_hf.cli.jobs import BASELINES, run
+from zspag_hf.cli.jobs import BASELINES, Setting, run
 from zspag_hf.data.request import proves
+from zspag_hf.methods import METHODS
 from zspag_hf.report.card import model_card
 from zspag_hf.trainer.publishing import push_folder
 
@@ -40,6 +41,7 @@ def saved_request_for_images(folder):
     return folder
 
 
+FEW = {name: Setting(method) for name, method in BASELINES["few"].items()}
 BLANK = PIL.Image.new("RGB", (8, 8))
 
 
@@ -78,7 +80,7 @@ def evaluate(**options):
 EVALUATION = [
     Case("nothing to evaluate on", lambda folder: trainer(folder).evaluate(), "nothing to evaluate on", "eval_dataset"),
     Case("a level misspelt", evaluate(level="fulll"), "level='fulll'", "'full'", untrained),
-    Case("a comparison too early", evaluate(retrained=tiny_model()), "(retrained)", "train()", untrained),
+    Case("a comparison too early", evaluate(retrained=tiny_model()), "with retrained models", "train()", untrained),
     Case("predict on nothing", lambda run: run.predict(None), "NoneType", "pass one split", untrained),
     Case(
         "retain data of a forgotten class",
@@ -158,15 +160,15 @@ RESULTS = [
     Case("no id to push to", push("a/b/c"), "'a/b/c'", "user/name", a_result()),
     Case(
         "classes beside images",
-        lambda folder: run(None, config(folder, method="amun", forget_classes=None), BASELINES["few"], "quick"),
-        "method='amun'",
+        lambda folder: run(None, *asked(folder, "amun", forget_classes=None), FEW, "quick"),
+        "ZS-PAG, paper's form",
         "baselines='none'",
     ),
     Case(
         "a row that no run would take",
-        lambda folder: run(None, config(folder), {"paper": {"variant": "paper", "tilt": "none"}}, "quick"),
-        "the setting 'paper': tilt='none'",
-        "Leave it unset",
+        lambda folder: run(None, *asked(folder), {"fast": Setting(METHODS["ssd"](), {"max_steps": 3})}, "quick"),
+        "the setting 'fast': max_steps=3",
+        "leave it out",
     ),
     Case(
         "other images in the folder of a request for images",

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
-import pytest
 import torch
 from errors_case import (
     CAT,
@@ -21,18 +21,18 @@ from errors_case import (
     writing,
 )
 from errors_models import Headless
-from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
+from tiny import NAMES, asked, config, images, tiny_model, tiny_processor, trainer
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
-from zspag_hf import FastClip, spectral_norms
-from zspag_hf.cli.jobs import BASELINES, Job
+from zspag_hf import FastClip, UnlearningTrainer
+from zspag_hf.cli.jobs import Job, Setting
 from zspag_hf.cli.jobs import run as run_job
 from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
-from zspag_hf.parallel.sharding import SHARDED, check_parameters, check_sharding, check_unsharded
+from zspag_hf.methods import METHODS
 from zspag_hf.pipeline.classifier import PixelClassifier
 from zspag_hf.pipeline.proxies import make_proxies
-from zspag_hf.trainer.checks import check_checkpoint
+from zspag_hf.pipeline.pseudo_labels import PseudoLabels
+from zspag_hf.trainer.refusals import INSTEAD, check_processes
 
 RETRAIN = {"method": "retrain", "retain": images([0, 1, 3, 4], seed=9)}
 ENTRY = {"classes": [CAT], "date": "2026-01-01"}
@@ -56,14 +56,14 @@ def all_forgotten(_folder: Path):
 def of_another_model(folder: Path):
     model = tiny_model()
     optimizer = torch.optim.SGD(tiny_model().parameters(), 0.1)
-    return trainer(folder, model=model, optimizers=(optimizer, None), adaptive=False)
+    return trainer(folder, model=model, optimizers=(optimizer, None), method="random_labels")
 
 
 def run_once(folder: Path):
     """With an optimizer of its own, after a run."""
     model = tiny_model()
-    options = {"adaptive": False, "learning_rate": 0.01, "max_steps": 1}
-    once = trainer(folder, model=model, optimizers=(torch.optim.SGD(model.parameters(), 0.01), None), **options)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    once = trainer(folder, model=model, optimizers=(optimizer, None), method="random_labels", max_steps=1)
     once.train()
     return once
 
@@ -98,76 +98,39 @@ def retaining(data, forget=None, **options):
     return lambda folder: trainer(folder, retain=data, **options)
 
 
-def headless(method: str, **options):
-    """Makes a run whose model has no layer with one output a label, as far as it knows."""
-
-    def make(folder: Path):
-        run = trainer(folder, method=method, **options)
-        run.head = None
-        return run
-
-    return make
-
-
 def mapless(folder: Path):
     """A run whose model has nothing but its head, as far as it knows."""
-    run = trainer(folder, method="mixunlearn", retain=images([0, 1, 3, 4] * 4, seed=9))
-    run.layers = {run.head: run.layers[run.head]}
-    return run
+    made = trainer(folder, method="mixunlearn", retain=images([0, 1, 3, 4] * 4, seed=9))
+    made.run.layers = {made.run.head: made.run.layers[made.run.head]}
+    return made
 
 
-def saving_shards(_folder: Path):
-    """A run under FSDP2 that is to write checkpoints."""
-    plugin = SimpleNamespace(auto_wrap_policy=None, cpu_offload=None, cpu_ram_efficient_loading=False)
-    plugin.activation_checkpointing, plugin.ignored_modules = False, None
-    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), parallelism_config=None)
-    args = SimpleNamespace(method="zspag", save_strategy="epoch", bf16=False)
-    return check_sharding(accelerator, args, tiny_model(), None, [])
-
-
-def sharded_again(_folder: Path):
-    model = tiny_model()
-    SHARDED.add(model)
-    return check_unsharded(model)
-
-
-def unshardable(change):
-    """A feed: a model that FSDP2 cannot shard, after the change."""
-
-    def feed(_folder: Path):
-        model = tiny_model()
-        change(model)
-        return check_parameters(model)
-
-    return feed
-
-
-def add_scalar(model) -> None:
-    model.vit.scale = nn.Parameter(torch.ones(()))
-
-
-def tie_two_layers(model) -> None:
-    first, second = model.vit.layers
-    second.mlp.fc1.weight = first.mlp.fc1.weight
-
-
-def in_training(folder: Path):
-    """A run as FSDP2 has it while it trains."""
-    run = trainer(folder)
-    run.is_fsdp_enabled = True
-    return run
-
-
-def compared_under_fsdp(folder: Path):
-    job = Job(tiny_model(), tiny_processor(), images([2] * 12), images([0, 1, 2, 3, 4], seed=5))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "ACCELERATE_USE_FSDP", "true")
-        return run_job(job, config(folder), BASELINES["few"], "quick")
+def aimless(folder: Path):
+    """A run that leads nowhere."""
+    nowhere = PseudoLabels(torch.full((12, 5), torch.nan), None)
+    with mock.patch("zspag_hf.methods.zspag.gather_targets", lambda *_: nowhere):
+        return trainer(folder).train()
 
 
 def compared_without_retain(folder: Path):
     job = Job(tiny_model(), tiny_processor(), images([2] * 12), images([0, 1, 2, 3, 4], seed=5))
-    return run_job(job, config(folder), {"fine-tuning": {"method": "finetune"}}, "quick")
+    return run_job(job, *asked(folder), {"fine-tuning": Setting(METHODS["finetune"]())}, "quick")
+
+
+def with_argument(name: str):
+    """A feed: the trainer with an argument of Trainer that means nothing here."""
+    return lambda folder: UnlearningTrainer(tiny_model(), config(folder), images([2]), **{name: object()})
+
+
+def backend(kind: str):
+    """A feed: what accelerate runs on."""
+    return lambda _: check_processes(SimpleNamespace(distributed_type=SimpleNamespace(value=kind)), 1)
+
+
+def sharded(_folder: Path):
+    model = SimpleNamespace(num_processes=1, distributed_type=SimpleNamespace(value="NO"))
+    with mock.patch.dict(os.environ, {"ACCELERATE_USE_FSDP": "true"}):
+        return check_processes(model, 1)
 
 
 def into(place: str, **options):
@@ -195,7 +158,7 @@ REQUESTS = [
     Case("all classes but one", request(NAMES[1:]), "1 of 5 classes", "forget_classes"),
     Case("all classes, of the proxies", all_forgotten, "all 5 classes", "forget_ids"),
     Case("a class that is gone", request(["cat"], ledger(ENTRY)), "'cat' already, by request 1", "forget_classes"),
-    Case("classes for a method of images", request(["cat"], method="amun", adaptive=False), "method='amun'", "unset"),
+    Case("classes for a method of images", request(["cat"], method="amun"), "['cat']", "forget_classes unset"),
     Case(
         "a ledger of other classes",
         request(["ant"], ledger(ENTRY | {"classes": [CAT | {"label": "cow"}]})),
@@ -229,6 +192,13 @@ OUTPUT = [
         a_result(writing("unlearning_report.json", "[]")),
     ),
     Case(
+        "a report of an older version",
+        restarted(),
+        "cannot read",
+        "new folder",
+        a_result(writing("unlearning_report.json", '{"schema_version": 0}')),
+    ),
+    Case(
         "the result of another request",
         restarted(forget_classes=["dog"], forget=images([3] * 12)),
         "'dog'",
@@ -237,67 +207,71 @@ OUTPUT = [
     ),
 ]
 
-TRAINING = [
+ARGUMENTS = [
+    *(Case(f"the argument {name}", with_argument(name), name, mend) for name, mend in INSTEAD.items()),
     Case(
-        "an adaptive run with an optimizer",
+        "the default run with an optimizer",
         run(optimizers=(torch.optim.SGD([torch.zeros(1)], 0.1), None)),
         "SGD",
-        "adaptive=False",
+        "method='zspag_paper'",
+    ),
+    Case(
+        "a closed form with an optimizer",
+        run(
+            method="fisher",
+            retain=images([0, 1, 3, 4], seed=9),
+            optimizers=(torch.optim.SGD([torch.zeros(1)], 0.1), None),
+        ),
+        "Fisher",
+        "method='zspag_paper'",
     ),
     Case("another model's optimizer", of_another_model, "SGD", "model.parameters()"),
-    Case("likeness of classes without a head", lambda run: run.train(), "5 labels", "tilt='none'", headless("trw")),
     Case(
-        "rows of a head that is not there",
-        lambda run: run.train(),
+        "clipping past the constraint",
+        run(callbacks=[FastClip()]),
+        "the constraint of ZSPAG",
+        "leave the callback out",
+    ),
+    Case(
+        "clipping past a constraint that was asked for",
+        run(callbacks=[FastClip()], method="neggrad", constraint="soft"),
+        "the constraint of NegGrad",
+        "constraint='none'",
+    ),
+    *(Case(f"the backend {kind}", backend(kind), kind, "multi_gpu.yaml") for kind in ("DEEPSPEED", "FSDP", "TP")),
+    Case("FSDP on the CPU", sharded, "FSDP", "without --use_fsdp"),
+]
+
+TRAINING = [
+    Case(
+        "likeness of classes without a head",
+        run(model=Headless(tiny_model().config).eval(), scope="all", tilt="similarity"),
         "5 labels",
-        "another method",
-        headless("fisher", retain=images([0, 1, 3, 4], seed=9)),
+        "tilt='none'",
+    ),
+    Case(
+        "a method by the likeness of classes without a head",
+        run(model=Headless(tiny_model().config).eval(), method="trw"),
+        "5 labels",
+        "method='trw'",
     ),
     Case("masks without a map", lambda run: run.train(), "'mixunlearn'", "method='mixup_unlearn'", mapless),
     Case(
-        "a shape of no layer",
-        lambda _: spectral_norms(nn.Sequential(nn.Linear(2, 2)), {"head": (1, 2)}),
-        "'head'",
-        "give shapes of 0",
-    ),
-    Case(
         "clipping of sharded weights",
-        lambda _: FastClip().on_train_begin(SimpleNamespace(fsdp=["full_shard"], deepspeed=None), None, None),
+        lambda _: FastClip().on_train_begin(SimpleNamespace(fsdp="full_shard", deepspeed=None), model=nn.Linear(2, 2)),
         "which fsdp shards",
         "leave fsdp out",
     ),
-    Case(
-        "clipping under FSDP2",
-        lambda _: FastClip().on_train_begin(
-            SimpleNamespace(fsdp="", deepspeed=None), None, None, object.__new__(FSDPModule)
-        ),
-        "FSDP version 2 shards",
-        "multi_gpu.yaml",
-    ),
-    Case("checkpoints under FSDP2", saving_shards, "save_strategy='epoch'", "multi_gpu.yaml"),
-    Case("saving while FSDP2 trains", lambda run: run.save_model(), "saves nothing", "save_strategy='no'", in_training),
-    Case("another method beside FSDP2", compared_under_fsdp, "method='random_labels'", "multi_gpu.yaml"),
-    Case("a scalar for FSDP2", unshardable(add_scalar), "'vit.scale'", "the shape (1,)"),
-    Case(
-        "channels last for FSDP2",
-        unshardable(lambda model: model.to(memory_format=torch.channels_last)),
-        "'vit.embeddings.patch_embeddings.projection.weight'",
-        "torch.contiguous_format",
-    ),
-    Case(
-        "a weight of two layers for FSDP2",
-        unshardable(tie_two_layers),
-        "'vit.layers.0.mlp.fc1.weight' and 'vit.layers.1.mlp.fc1.weight'",
-        "a weight of its own",
-    ),
-    Case("a model that FSDP2 trained", sharded_again, "ViTForImageClassification", "copy.deepcopy"),
-    Case(
-        "a checkpoint for FSDP2", lambda _: check_checkpoint("run/checkpoint-4", True), "run/checkpoint-4", "Give True"
-    ),
     Case("a comparison that retained data are missing for", compared_without_retain, "'fine-tuning'", "leave it out"),
     Case(
+        "no head to reset the rows of",
+        run(model=Headless(tiny_model().config).eval(), method="fisher", retain=images([0, 1, 3, 4], seed=9)),
+        "5 labels",
+        "another method",
+    ),
+    Case(
         "no head to add a row to",
-        training(model=Headless(tiny_model().config).eval(), method="boundary_expand"),
+        run(model=Headless(tiny_model().config).eval(), method="boundary_expand"),
         "its 5 labels",
         "boundary_shrink",
     ),
@@ -340,35 +314,29 @@ TRAINING = [
         "10 times",
         "another method",
     ),
-    Case(
-        "clipping past the constraint",
-        run(callbacks=[FastClip()]),
-        "constraint='soft'",
-        "leave the callback out",
-    ),
     Case("a second run", lambda run: run.train(), "SGD has been used", "new trainer", run_once, works=True),
     Case("nothing to resume", lambda run: run.train(True), "resume_from_checkpoint=True", "output_dir", untrained),
     Case("a checkpoint elsewhere", lambda run: run.train("gone"), "'gone'", "save_strategy='epoch'", fixed),
     Case("too few images to judge by", training(forget=images([2])), "1 forget images too few", "forget_views=48"),
     Case(
         "a loss that is not finite",
-        training(constraint="none", learning_rate=1e30, num_train_epochs=5),
-        "vit.layers.0.layernorm_before",
-        "Lower learning_rate",
+        training(method="random_labels", learning_rate=1e30, num_train_epochs=5),
+        "at step 1",
+        "lower learning_rate (1e+30)",
         works=True,
     ),
     Case(
         "a last step that is not finite",
-        training(constraint="none", learning_rate=1e38, weight_decay=1e3, max_steps=1),
-        "after step 1",
+        training(method="random_labels", learning_rate=1e38, weight_decay=1e3, max_steps=1),
+        "at step 1",
         "lower learning_rate",
         works=True,
     ),
     Case(
         "targets that are not finite",
-        training(tilt_temperature=1e-320),
-        "energy_threshold 0.9",
-        "learning_rate",
+        aimless,
+        "energy_threshold 0.9, 0.99",
+        "method='zspag_paper' with a learning_rate",
         works=True,
     ),
     Case(
@@ -380,17 +348,17 @@ TRAINING = [
     ),
     Case(
         "images of a class that is gone",
-        training(model=ledger(ENTRY)(), forget=images([2, 2]), method="amun", forget_classes=None, adaptive=False),
+        training(model=ledger(ENTRY)(), forget=images([2, 2]), method="amun", forget_classes=None),
         "2 forget images",
         "take them out of forget_dataset",
     ),
     Case(
         "a model of one answer",
-        training(model=constant(), forget=images([2]), method="amun", forget_classes=None, adaptive=False),
+        training(model=constant(), forget=images([2]), method="amun", forget_classes=None),
         "within 20.5",
         "the same answer everywhere",
         works=True,
     ),
 ]
 
-CASES = [*REQUESTS, *OUTPUT, *TRAINING]
+CASES = [*REQUESTS, *OUTPUT, *ARGUMENTS, *TRAINING]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import threading
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -69,6 +70,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, parts: list[str]) -> tuple[int, dict[str, str], bytes]:
         match parts:
+            case ["stop"]:
+                threading.Thread(target=self.hub.stop).start()
+                return self.json({})
             case ["api", "whoami-v2"]:
                 return self.json(self.whoami())
             case ["api", "validate-yaml"]:
@@ -183,13 +187,13 @@ class Handler(BaseHTTPRequestHandler):
         return [folder_info(p) for p in sorted(folders)] + [file_info(p, c) for p, c in sorted(below.items())]
 
     def paths_info(self, commit: Commit) -> list[dict]:
-        found = []
+        infos = []
         for path in parse_qs(self.body.decode()).get("paths", []):
             if path in commit.files:
-                found.append(file_info(path, commit.files[path]))
+                infos.append(file_info(path, commit.files[path]))
             elif any(name.startswith(path + "/") for name in commit.files):
-                found.append(folder_info(path))
-        return found
+                infos.append(folder_info(path))
+        return infos
 
     def refs(self, repo: Repo) -> dict:
         named = {"branches": [], "converts": [], "tags": [], "pullRequests": []}

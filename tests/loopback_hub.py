@@ -141,9 +141,13 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_) -> None:
+        self.stop()
+        self.thread.join()
+
+    def stop(self) -> None:
+        """Leave the address to nobody, as a client can ask by /stop."""
         self.server.shutdown()
         self.server.server_close()
-        self.thread.join()
 
     @property
     def url(self) -> str:
@@ -214,11 +218,11 @@ class LoopbackHub:
     def commits(self, id: str, kind: str = "model", revision: str = MAIN) -> list[Commit]:
         """Commits that lead to a revision, oldest first."""
         repo = self.repos[kind, id]
-        found, commit = [], repo.find(revision)
+        leading, commit = [], repo.find(revision)
         while commit is not None:
-            found.append(commit)
+            leading.append(commit)
             commit = repo.find(commit.parent) if commit.parent else None
-        return found[::-1]
+        return leading[::-1]
 
     def files(self, id: str, revision: str = MAIN, kind: str = "model") -> dict[str, bytes]:
         """path -> bytes at a revision."""

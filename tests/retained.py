@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from cases import linear_classifier
 from tiny import images, tiny_model, trainer
 
+from zspag_hf import METHODS
+
 STAYING = [0, 1, 3, 4]  # of the tiny trainer's five classes, which forgets 2
 
 
-def stand_in(num_labels=3, retain=None, epoch=0.0, epochs=4):
-    """What a loss reads of a trainer, over a linear model of 2x2 grey images."""
+def stand_in(num_labels=3, retained=None, epoch=0.0, epochs=4):
+    """What a loss reads of a run, over a linear model of 2x2 grey images."""
     classifier = linear_classifier(num_labels=num_labels, size=2, gain=2.0)
     state = SimpleNamespace(epoch=epoch, num_train_epochs=epochs)
-    return SimpleNamespace(classifier=classifier, state=state, retain=retain)
+    return SimpleNamespace(classifier=classifier, state=state, retained=retained)
 
 
 def rows(labels, num_labels=3, seed=0):
@@ -43,18 +45,17 @@ def gradient(loss, classifier):
 
 def retained_run(folder, method, per_class=6, **options):
     """A trainer over 12 images of class 2, beside ``per_class`` of each class that stays; and a copy of its model."""
-    model = tiny_model()
-    usual = {"retain": images(STAYING * per_class, seed=2), "with_retain": True, "adaptive": False}
-    run = trainer(folder, model=model, method=method, **(usual | options))
-    return run, copy.deepcopy(model)
+    model, retain = tiny_model(), images(STAYING * per_class, seed=2)
+    form = {} if METHODS[method].needs_retain else {"with_retain": True}
+    return trainer(folder, model=model, method=method, retain=retain, **(form | options)), copy.deepcopy(model)
 
 
-def one_step(run, start, losses, rate):
+def one_step(job, start, losses, rate):
     """Whether each parameter went one step of plain SGD from ``start``; ``losses`` takes a function from uint8 pixels
     to logits."""
     start.requires_grad_(True)
-    losses(lambda pixels: start(pixel_values=run.classifier.normalize(pixels.float() / 255)).logits).backward()
-    moved = dict(run.model.named_parameters())
+    losses(lambda pixels: start(pixel_values=job.run.classifier.normalize(pixels.float() / 255)).logits).backward()
+    moved = dict(job.model.named_parameters())
     for name, parameter in start.named_parameters():
         if parameter.grad is not None:
             expected = parameter.detach() - rate * parameter.grad

@@ -48,11 +48,11 @@ def full(classes: int = 10, layers: int = 13, beside: tuple = ("fine-tuned",), r
 def asked(report: UnlearningReport, labels=("class 0",), earlier=(), images: int = 10) -> UnlearningReport:
     """The same report of a model from the Hub, for a request and those before it, each a tuple of labels."""
     ids = iter(range(1000))
-    classes = [[{"id": next(ids), "label": label} for label in found] for found in (labels, *earlier)]
+    classes = [[{"id": next(ids), "label": label} for label in gone] for gone in (labels, *earlier)]
     report.base_model, report.base_revision, report.dataset = "user/vit-cifar10", "0123456789abcdef" * 2, "user/cifar10"
     report.inherited = {"license": "apache-2.0", "language": ["en", "de"]}
-    report.request, *report.history = (entry(found, images, day) for day, found in enumerate(classes, 1))
-    report.forget_classes, report.forget_images = [known for found in classes for known in found], images
+    report.request, *report.history = (entry(gone, images, day) for day, gone in enumerate(classes, 1))
+    report.forget_classes, report.forget_images = [known for gone in classes for known in gone], images
     report.versions = {"python": "3.11.9", "zspag-hf": "0.1.0", "torch": "2.13.0"}
     return report
 
@@ -79,11 +79,13 @@ def row(random, names: list[str]) -> dict:
 
 
 def curve(random) -> dict:
+    """Of a fine-tuning, to 20 steps."""
     rising = np.sort(random.random(21)).tolist()
     return {"step": list(map(float, range(21))), "acc_ut": rising, "acc_rt": rising[::-1]}
 
 
 def points(random, names: list[str]) -> dict:
+    """Proxies and test images in two dimensions."""
     kinds = ["retained"] * 30 + ["forgotten"] * 5 + ["proxy"] * 20
     labels = [names[0] if kind == "forgotten" else names[1 + i % (len(names) - 1)] for i, kind in enumerate(kinds)]
     x, y = random.normal(size=(2, len(kinds))).tolist()

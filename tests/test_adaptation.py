@@ -8,7 +8,7 @@ import torch
 from cases import linear_classifier, two_layer_classifier
 
 from zspag_hf.adaptive.control import MAX_REJECTED, AdaptiveControl
-from zspag_hf.adaptive.first_step import ROUND_STEPS, choose_damping, forget_gradient, soft_loss
+from zspag_hf.adaptive.first_step import ROUND_STEPS, choose_damping, soft_loss
 from zspag_hf.adaptive.held_out import HeldOut, Reading, jensen_shannon
 from zspag_hf.pipeline.constraint import SoftConstraint
 from zspag_hf.pipeline.grams import collect_grams
@@ -56,15 +56,6 @@ def test_a_masked_model_reads_as_forgotten_and_on_target():
     now = s.held.read()
     assert now.forget_probability < 1e-9 and now.forget_rate == 0 and now.proxy_forget_probability < 1e-9
     assert now.target_js == pytest.approx(0, abs=1e-7)
-
-
-def test_forget_gradient_is_autograds():
-    s = setting()
-    found = forget_gradient(s.classifier, s.forget, s.targets, s.layers, batch_size=5)
-    loss = torch.nn.functional.cross_entropy(s.classifier(s.forget.double()), s.targets.double())
-    expected = torch.autograd.grad(loss, [layer.weight for layer in s.layers.values()])
-    for (name, layer), grad in zip(s.layers.items(), expected, strict=True):
-        torch.testing.assert_close(found[name], layer.matrix(grad))
 
 
 def test_the_first_step_stays_inside_its_share_and_the_weights_come_back():

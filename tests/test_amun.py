@@ -5,7 +5,8 @@ import torch
 from cases import linear_classifier
 from tiny import images, tiny_model, trainer
 
-from zspag_hf import METHODS, UnlearningConfig, UnlearningReport
+from zspag_hf import METHODS, UnlearningReport
+from zspag_hf.methods import amun
 from zspag_hf.methods.amun import FIRST_EPS, nearest_adversaries
 from zspag_hf.pipeline.classifier import to_unit
 
@@ -44,19 +45,29 @@ class TestNearestAdversaries:
         assert (radii == 0).all() and torch.equal(found, pixels) and torch.equal(answers, labels)
 
 
+@pytest.fixture(autouse=True)
+def few_attacks(request, monkeypatch):
+    """A search over fewer radii, of fewer steps, but where it is the search that is tested."""
+    if request.cls is not TestNearestAdversaries:
+        monkeypatch.setattr(amun, "FIRST_EPS", 8 * FIRST_EPS)
+        monkeypatch.setattr(amun, "STEPS", 15)
+
+
 @pytest.mark.parametrize("method", ["amun", "amun_advonly"])
+@pytest.mark.slow
 def test_a_run_lowers_the_confidence(tmp_path, method):
     model = tiny_model()
     model.classifier.weight.data *= 6  # as sure as an over-fitted one
-    run = trainer(tmp_path, model=model, forget=images([0, 1, 2, 3, 4] * 4), **{**FIXED, "method": method})
-    answers = run.classifier.predict(run.forget.pixels).argmax(1)  # as if trained on: its own answers are the labels
-    run.forget.labels[:] = answers
-    confidence = lambda: run.classifier.predict(run.forget.pixels).softmax(1).gather(1, answers[:, None]).mean()  # noqa: E731
+    job = trainer(tmp_path, model=model, forget=images([0, 1, 2, 3, 4] * 4), **{**FIXED, "method": method})
+    classifier, forget = job.run.classifier, job.run.forget
+    answers = classifier.predict(forget.pixels).argmax(1)
+    forget.labels[:] = answers  # as if trained on
+    confidence = lambda: classifier.predict(forget.pixels).softmax(1).gather(1, answers[:, None]).mean()  # noqa: E731
     before = confidence()
-    run.train()
-    assert (run.plan.targets[-20:].argmax(1) != answers).all()
+    job.train()
+    assert (job.run.plan.targets[-20:].argmax(1) != answers).all()
     assert confidence() < before
-    assert run.report.proxies["attack_success_rate"] == 1
+    assert job.report.proxies["attack_success_rate"] == 1
 
 
 class TestMixes:
@@ -68,63 +79,64 @@ class TestMixes:
         model = tiny_model()
         model.classifier.weight.data *= 6
         given = {"retain": images(self.KEPT, seed=9), "with_retain": with_retain, "max_steps": 1, "learning_rate": 1e-6}
-        run = trainer(
+        job = trainer(
             tmp_path, model=model, forget=images(self.LABELS), **{**FIXED, **given, **options, "method": method}
         )
-        found = nearest_adversaries(run.classifier, run.forget.pixels, run.forget.labels)
-        run.train()
-        return run, found
+        found = nearest_adversaries(job.run.classifier, job.run.forget.pixels, job.run.forget.labels)
+        job.train()
+        return job, found
 
     @pytest.mark.parametrize("method", ["amun", "amun_advonly"])
     @pytest.mark.parametrize("with_retain", [False, True])
     def test_rows_and_labels(self, tmp_path, method, with_retain):
-        run, (found, answers, _) = self.run(tmp_path, method, with_retain)
-        forget, retain = run.forget, run.retain
+        job, (found, answers, _) = self.run(tmp_path, method, with_retain)
+        forget, retain, plan = job.run.forget, job.run.retained, job.run.plan
         assert (retain is None) is not with_retain
         pixels, labels = [found], [answers]
         if method == "amun":
             pixels, labels = [to_unit(forget.pixels, "cpu"), *pixels], [forget.labels, *labels]
         if with_retain:
             pixels, labels = [*pixels, to_unit(retain.pixels, "cpu")], [*labels, torch.tensor(self.KEPT)]
-        assert torch.equal(run.plan.pixels, torch.cat(pixels)) and len(found) == 20
-        assert run.plan.targets.argmax(1).equal(torch.cat(labels)) and run.plan.targets.max(1).values.eq(1).all()
-        assert run.plan.blocks is None, "one shuffle"
+        assert torch.equal(plan.pixels, torch.cat(pixels)) and len(found) == 20
+        assert plan.targets.argmax(1).equal(torch.cat(labels)) and plan.targets.max(1).values.eq(1).all()
+        assert plan.blocks is None, "one shuffle"
         assert (answers != forget.labels).all(), "no adversary has the label of its image"
-        assert run.report.proxies["count"] == 20 and run.report.config["with_retain"] is with_retain
+        assert job.report.proxies["count"] == 20 and job.report.method_options["with_retain"] is with_retain
 
     def test_an_epoch_reads_every_row_once(self, tmp_path):
-        run, _ = self.run(tmp_path, "amun", True, max_steps=-1, num_train_epochs=1)
-        loader = run.get_train_dataloader()
-        assert run.state.global_step == len(loader) == -(-(20 + 20 + 6) // 8)
+        job, _ = self.run(tmp_path, "amun", True, max_steps=-1, num_train_epochs=1)
+        loader = job.get_train_dataloader()
+        assert job.state.global_step == len(loader) == -(-(20 + 20 + 6) // 8)
         counts = torch.cat([batch["targets"].argmax(1) for batch in loader]).bincount(minlength=5)
-        assert counts.equal(run.plan.targets.argmax(1).bincount(minlength=5))
+        assert counts.equal(job.run.plan.targets.argmax(1).bincount(minlength=5))
 
     @pytest.mark.parametrize("method", ["amun", "amun_advonly"])
     def test_published_settings(self, method):
-        config = UnlearningConfig(output_dir="x", method=method)
-        assert (config.learning_rate, config.num_train_epochs, config.weight_decay) == (0.01, 10, 5e-4)
-        assert config.optim == "sgd" and config.optim_args == "momentum=0.9" and not config.with_retain
-        assert METHODS[method].forgets == ("images",) and METHODS[method].takes_retain
+        made = METHODS[method]()
+        assert (made.learning_rate, made.num_train_epochs, made.weight_decay) == (0.01, 10, 5e-4)
+        assert made.optim == "sgd" and made.optim_args == "momentum=0.9" and not made.with_retain
+        assert made.forgets == ("images",) and not made.needs_retain
 
     def test_the_published_optimizer_is_the_one_that_runs(self, tmp_path):
-        run = trainer(tmp_path, forget=images([0, 1] * 4), method="amun_advonly", forget_classes=None, max_steps=1)
-        run.train()
-        groups = run.optimizer.param_groups
+        job = trainer(tmp_path, forget=images([0, 1] * 4), method="amun_advonly", forget_classes=None, max_steps=1)
+        job.train()
+        groups = job.optimizer.param_groups
         assert all(group["momentum"] == 0.9 and group["lr"] == 0.01 for group in groups)
         assert {group["weight_decay"] for group in groups} == {5e-4, 0.0}, (
             "none on biases and norms, as transformers do"
         )
         held = {id(parameter) for group in groups for parameter in group["params"]}
-        assert held >= {id(parameter) for parameter in run.model.parameters()}, "every parameter trains"
+        assert held >= {id(parameter) for parameter in job.model.parameters()}, "every parameter trains"
 
 
+@pytest.mark.slow
 def test_the_report_of_an_image_request_has_no_forgotten_class_and_no_masked_row(tmp_path):
-    run = trainer(tmp_path, forget=images([0, 1, 2, 3] * 3), test=images([0, 1, 2, 3, 4] * 4), **FIXED)
-    run.train()
-    metrics = run.evaluate(retain=images([0, 1, 2, 3, 4] * 4, seed=3))
-    run.save_model()
+    job = trainer(tmp_path, forget=images([0, 1, 2, 3] * 3), test=images([0, 1, 2, 3, 4] * 4), **FIXED)
+    job.train()
+    metrics = job.evaluate(retain=images([0, 1, 2, 3, 4] * 4, seed=3))
+    job.save_model()
     assert "eval_acc_rt" in metrics and "eval_acc_ut" not in metrics
-    report = UnlearningReport.load(run.args.output_dir)
+    report = UnlearningReport.load(job.args.output_dir)
     assert report.forget_classes == [] and report.request["classes"] == [] and report.request["images"] == 12
     assert report.models["masked"] is None and "masked" not in report.table()
     for score in ("ua", "ra", "ta", "mia_confidence"):
@@ -132,23 +144,23 @@ def test_the_report_of_an_image_request_has_no_forgotten_class_and_no_masked_row
     assert "acc_ut" in report.reasons
 
 
+@pytest.mark.slow
 def test_images_can_be_forgotten_after_a_class(tmp_path):
     model = tiny_model()
     first = trainer(tmp_path / "a", model=model, forget=images([2] * 20), max_steps=20)
     first.train()
     second = trainer(tmp_path / "b", model=model, forget=images([0, 1] * 4), **FIXED)
     second.train()
-    assert second.forget_ids == [2] and second.request.class_ids == []
+    assert second.run.forget_ids == [2] and second.request.class_ids == []
     assert [len(entry["classes"]) for entry in model.config.unlearning] == [1, 0]
 
 
 def test_what_a_class_request_forgot_is_no_target_of_a_later_image_request(tmp_path):
     model = tiny_model()
-    answers = trainer(tmp_path / "probe", model=model, forget=images([2] * 4)).classifier.predict(
-        trainer(tmp_path / "look", model=model, forget=images([2] * 4)).forget.pixels
-    )
-    gone = int(answers.argmax(1).mode().values)  # the class that adversaries would often end in
+    probe = trainer(tmp_path / "probe", model=model, forget=images([2] * 4)).run
+    # the class that adversaries would often end in
+    gone = int(probe.classifier.predict(probe.forget.pixels).argmax(1).mode().values)
     model.config.unlearning = [{"classes": [{"id": gone, "label": model.config.id2label[gone]}], "date": "2026-01-01"}]
-    run = trainer(tmp_path / "run", model=model, forget=images([k for k in range(5) if k != gone] * 4), **FIXED)
-    run.train()
-    assert (run.plan.targets[:, gone] == 0).all()
+    job = trainer(tmp_path / "run", model=model, forget=images([k for k in range(5) if k != gone] * 4), **FIXED)
+    job.train()
+    assert (job.run.plan.targets[:, gone] == 0).all()

@@ -1,9 +1,8 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import MODELS, linear_classifier
+from cases import linear_classifier
+from sweep import sweep
 
 from zspag_hf.pipeline.attacks import ATTACKS, CW, FGSM, PGDL2, DeepFool, PGDLinf, l2
 
@@ -21,10 +20,10 @@ def distance(attack, pixels, clean):
     return delta.abs().amax(1) if attack.norm == "inf" else delta.norm(dim=1)
 
 
-@pytest.fixture(scope="module", params=["vit", "resnet"])
+@pytest.fixture(scope="module", params=sweep("vit", among=("vit", "resnet")))
 def victim(request):
     """``(classifier, pixels, targets)``: half of the images uint8-like extremes, every target the second-best class."""
-    case = next(case for case in MODELS if case.name == request.param)
+    case = request.param
     classifier, pixels = case.classifier(), case.pixels(5)
     pixels[0], pixels[1] = pixels[0].round(), pixels[1] * 0.1
     with torch.no_grad():
@@ -147,7 +146,7 @@ class TestEachAttack:
         assert torch.equal(result.pixels, build(name)(classifier, pixels.float() / 255, targets).pixels)
 
     def test_another_radius_keeps_every_other_setting(self, name):
-        changed = {"leave_early": False} | {"cw": {"c": 3.0, "kappa": 0.5}, "pgd": {"random_start": True}}.get(name, {})
+        changed = {"leave_early": False} | {"cw": {"c": 3.0, "kappa": 0.5}}.get(name, {})
         attack = build(name, **changed)
         wider = attack.at_eps(2 * attack.eps)
         assert type(wider) is type(attack) and wider.eps == 2 * attack.eps and attack.eps == build(name).eps
@@ -261,30 +260,3 @@ class TestCW:
         pixels = vit.pixels(3).round()
         result = CW(steps=5)(classifier, pixels, classifier.predict(pixels).argmin(1))
         assert result.pixels.isfinite().all()
-
-
-class TestRandomStart:
-    def start(self, seeds, eps=0.1):
-        clean = torch.linspace(0, 1, 48, dtype=torch.float64).view(1, 3, 4, 4).repeat(len(seeds), 1, 1, 1)
-        return clean, PGDLinf(eps=eps, random_start=True).start(clean, seeds)
-
-    def test_fills_the_ball_within_the_box(self):
-        clean, start = self.start(list(range(50)))
-        assert start.min() >= 0 and start.max() <= 1
-        delta = (start - clean)[:, (clean[0] > 0.1) & (clean[0] < 0.9)]
-        assert delta.abs().max() <= 0.1 + 1e-12
-        assert abs(float(delta.mean())) < 0.005 and float(delta.std()) == pytest.approx(0.1 / math.sqrt(3), rel=0.05)
-
-    def test_the_seed_of_the_image_alone_decides(self):
-        _, start = self.start([7, 8, 7])
-        assert torch.equal(start[0], start[2]) and not torch.equal(start[0], start[1])
-        assert torch.equal(self.start([8])[1][0], start[1])
-
-    def test_results_do_not_depend_on_the_batch(self, victim):
-        classifier, pixels, targets = victim
-        attack = build("pgd", random_start=True)
-        together = attack(classifier, pixels, targets, seeds=[10, 11, 12, 13, 14])
-        alone = attack(classifier, pixels[2:4], targets[2:4], seeds=[12, 13])
-        torch.testing.assert_close(alone.pixels, together.pixels[2:4], rtol=0, atol=1e-7)
-        other = attack(classifier, pixels[2:4], targets[2:4], seeds=[13, 12])
-        assert not torch.allclose(other.pixels, together.pixels[2:4], atol=1e-3)

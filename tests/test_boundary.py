@@ -78,11 +78,12 @@ class TestNearestWrongLabels:
 
 
 def test_shrinking_trains_on_those_labels(tmp_path):
-    run = trainer(tmp_path, forget=images([1] * 12, seed=1), method="boundary_shrink", max_steps=3, **BEE)
+    job = trainer(tmp_path, forget=images([1] * 12, seed=1), method="boundary_shrink", max_steps=3, **BEE)
+    run = job.run
     expected, crossed = nearest_wrong_labels(run.classifier, run.forget.pixels, run.forget.labels, run.forget_ids)
-    run.train()
-    assert torch.equal(run.plan.targets.argmax(1), expected) and (expected != 1).all()
-    assert run.report.proxies == {"attack_success_rate": float(crossed.float().mean())}
+    job.train()
+    assert torch.equal(job.run.plan.targets.argmax(1), expected) and (expected != 1).all()
+    assert job.report.proxies == {"attack_success_rate": float(crossed.float().mean())}
 
 
 class TestExtraNeuron:
@@ -93,7 +94,7 @@ class TestExtraNeuron:
     def test_the_model_ends_as_one_with_an_output_more_that_is_cut_off(self, tmp_path, schedule):
         """Against torch's own SGD over a model whose head really has the row; every batch holds all images."""
         rate, original = 0.003, tiny_model()
-        run = trainer(
+        job = trainer(
             tmp_path,
             forget=images([1] * 12, seed=1),
             learning_rate=rate,
@@ -102,37 +103,38 @@ class TestExtraNeuron:
             **self.OPTIONS,
         )
         wider, start = copy.deepcopy(original), {}
-        run.add_callback(Began(run, start))
-        run.train()
+        job.add_callback(Began(job, start))
+        job.train()
         wider.classifier = torch.nn.Linear(16, 6)
         with torch.no_grad():
             wider.classifier.weight.copy_(torch.cat([original.classifier.weight, start["weight"]]))
             wider.classifier.bias.copy_(torch.cat([original.classifier.bias, start["bias"]]))
         optimizer = torch.optim.SGD(wider.parameters(), rate, momentum=0.9)
-        pixels = run.classifier.normalize(run.forget.pixels.float() / 255)
+        pixels = job.run.classifier.normalize(job.run.forget.pixels.float() / 255)
         for step in range(self.STEPS):
             optimizer.param_groups[0]["lr"] = rate * (1 - step / self.STEPS if schedule == "linear" else 1)
             optimizer.zero_grad()
             F.cross_entropy(wider(pixel_values=pixels).logits, torch.full((12,), 5)).backward()
             optimizer.step()
-        head, model = wider.classifier, run.model
+        head, model = wider.classifier, job.model
         assert model.classifier.weight.shape == (5, 16) and model.config.num_labels == 5
         assert not torch.equal(model.classifier.weight, original.classifier.weight)
         torch.testing.assert_close(model.classifier.weight, head.weight[:5], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model.classifier.bias, head.bias[:5], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(run.method.neuron.weight, head.weight[5:], rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(run.method.neuron.weight, start["weight"], atol=1e-3), "the row is trained too"
+        torch.testing.assert_close(job.method.neuron.weight, head.weight[5:], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(job.method.neuron.weight, start["weight"], atol=1e-3), "the row is trained too"
         others = {name: value for name, value in wider.named_parameters() if not name.startswith("classifier")}
         for name, value in others.items():
             torch.testing.assert_close(model.get_parameter(name), value, rtol=1e-4, atol=1e-5)
 
     def test_the_row_is_in_no_file_of_the_model(self, tmp_path):
-        run = trainer(tmp_path, forget=images([1] * 12, seed=1), **self.OPTIONS)
-        names = set(run.model.state_dict())
-        run.train()
-        assert set(run.model.state_dict()) == names and run.model.config.num_labels == 5
+        job = trainer(tmp_path, forget=images([1] * 12, seed=1), **self.OPTIONS)
+        names = set(job.model.state_dict())
+        job.train()
+        assert set(job.model.state_dict()) == names and job.model.config.num_labels == 5
 
     @pytest.mark.parametrize("optimizer", [{"optim": "adamw_torch", "weight_decay": 0.1}, {"optim": "sgd"}])
+    @pytest.mark.slow
     def test_a_checkpoint_holds_the_row_and_its_optimizer(self, tmp_path, optimizer):
         options = {**self.OPTIONS, **optimizer, "learning_rate": 0.002, "max_steps": 9, "seed": 3}
         options |= {"per_device_train_batch_size": 5, "save_strategy": "steps", "save_steps": 4}
@@ -166,9 +168,9 @@ class CutAt(TrainerCallback):
 class Began(TrainerCallback):
     """Keeps the extra row as it was drawn."""
 
-    def __init__(self, run, kept):
-        self.run, self.kept = run, kept
+    def __init__(self, job, kept):
+        self.job, self.kept = job, kept
 
     def on_train_begin(self, args, state, control, **_):
-        neuron = self.run.method.neuron
+        neuron = self.job.method.neuron
         self.kept |= {"weight": neuron.weight.detach().clone(), "bias": neuron.bias.detach().clone()}

@@ -1,10 +1,12 @@
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.utils import DistributedType
-from cases import LAYERS, MODELS
+from cases import LAYERS
+from sweep import sweep
 from torch import nn
 
 from zspag_hf.errors import UnlearningError
@@ -12,7 +14,7 @@ from zspag_hf.pipeline.constraint import HardConstraint, SoftConstraint, attach,
 from zspag_hf.pipeline.grams import collect_grams
 from zspag_hf.pipeline.layers import as_layer, constrained_layers
 from zspag_hf.pipeline.subspaces import Basis, Spectrum
-from zspag_hf.trainer.checks import check_backend
+from zspag_hf.trainer.refusals import check_processes
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1),
@@ -27,6 +29,9 @@ RANKS = {
     "all_but_one": lambda d: d - 1,
 }
 layer_cases = pytest.mark.parametrize("layer_case", LAYERS, ids=lambda case: case.name)
+optimizers = pytest.mark.parametrize(
+    "optimizer", ["sgd", "adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nesterov", "rmsprop"))]
+)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
@@ -37,7 +42,7 @@ def orthonormal(d, rank):
 def random_basis(layer, rank):
     """Another subspace for each group; the ranks of the groups alternate, so that both storages mix."""
     ranks = [rank if group % 2 == 0 else max(1, layer.d_in - rank) for group in range(layer.groups)]
-    return Basis(tuple(orthonormal(layer.d_in, r) for r in ranks), (1.0,) * layer.groups)
+    return Basis(tuple(orthonormal(layer.d_in, r) for r in ranks))
 
 
 def random_damping(layer):
@@ -75,45 +80,45 @@ def leak(layer, before, basis):
 
 class TestHard:
     @layer_cases
-    @pytest.mark.parametrize("rank", RANKS)
-    @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-    def test_the_displacement_leaves_the_subspace_alone(self, layer_case, rank, optimizer):
-        module, x = layer_case.build(torch.float32)
-        layer, before = as_layer("it", module), module.weight.detach().clone()
-        basis = random_basis(layer, RANKS[rank](layer.d_in))
-        chosen = OPTIMIZERS[optimizer](module.parameters())
-        attach(HardConstraint({"it": layer}, {"it": basis}), chosen)
-        train(module, x, chosen)
-        assert displacement(layer, before).flatten(1).norm(dim=1).min() > 1e-3
-        assert leak(layer, before, basis) < 1e-5
+    @optimizers
+    def test_the_displacement_leaves_the_subspace_alone(self, layer_case, optimizer):
+        for rank, of_width in RANKS.items():
+            module, x = layer_case.build(torch.float32)
+            layer, before = as_layer("it", module), module.weight.detach().clone()
+            basis = random_basis(layer, of_width(layer.d_in))
+            chosen = OPTIMIZERS[optimizer](module.parameters())
+            attach(HardConstraint({"it": layer}, {"it": basis}), chosen)
+            train(module, x, chosen)
+            assert displacement(layer, before).flatten(1).norm(dim=1).min() > 1e-3, rank
+            assert leak(layer, before, basis) < 1e-5, rank
 
     @layer_cases
     def test_a_subspace_that_is_everything_stops_the_weight(self, layer_case):
         module, x = layer_case.build(torch.float32)
         layer, before = as_layer("it", module), module.weight.detach().clone()
-        basis = Basis(tuple(orthonormal(layer.d_in, layer.d_in) for _ in range(layer.groups)), (1.0,) * layer.groups)
+        basis = Basis(tuple(orthonormal(layer.d_in, layer.d_in) for _ in range(layer.groups)))
         optimizer = OPTIMIZERS["adamw"](module.parameters())
         attach(HardConstraint({"it": layer}, {"it": basis}), optimizer)
         train(module, x, optimizer)
         assert torch.equal(module.weight, before)
 
     @layer_cases
-    @pytest.mark.parametrize("rank", RANKS)
-    def test_nothing_but_the_subspace_is_lost(self, layer_case, rank):
+    def test_nothing_but_the_subspace_is_lost(self, layer_case):
         """A constant gradient G: n steps of plain descent end at W0 - n lr G (I - U U^T)."""
-        module, _ = layer_case.build(torch.float64)
-        layer, before = as_layer("it", module), module.weight.detach().clone()
-        basis = random_basis(layer, RANKS[rank](layer.d_in))
-        optimizer = torch.optim.SGD([module.weight], lr=0.1)
-        attach(HardConstraint({"it": layer}, {"it": basis}), optimizer)
-        gradient = torch.randn_like(module.weight)
-        for _ in range(4):
-            module.weight.grad = gradient.clone()
-            optimizer.step()
-        u = [vectors @ vectors.T for vectors in basis.vectors]
-        g = layer.matrix(gradient)
-        expected = torch.stack([-0.4 * (g[i] - g[i] @ u[i]) for i in range(layer.groups)])
-        torch.testing.assert_close(displacement(layer, before), expected)
+        for rank, of_width in RANKS.items():
+            module, _ = layer_case.build(torch.float64)
+            layer, before = as_layer("it", module), module.weight.detach().clone()
+            basis = random_basis(layer, of_width(layer.d_in))
+            optimizer = torch.optim.SGD([module.weight], lr=0.1)
+            attach(HardConstraint({"it": layer}, {"it": basis}), optimizer)
+            gradient = torch.randn_like(module.weight)
+            for _ in range(4):
+                module.weight.grad = gradient.clone()
+                optimizer.step()
+            u = [vectors @ vectors.T for vectors in basis.vectors]
+            g = layer.matrix(gradient)
+            expected = torch.stack([-0.4 * (g[i] - g[i] @ u[i]) for i in range(layer.groups)])
+            torch.testing.assert_close(displacement(layer, before), expected, msg=lambda m, rank=rank: rank + m)
 
     @pytest.mark.parametrize("rank", RANKS)
     def test_a_second_projection_changes_nothing(self, rank):
@@ -198,7 +203,7 @@ class Twin:
 
 class TestSoft:
     @layer_cases
-    @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+    @optimizers
     def test_every_update_is_damped(self, layer_case, optimizer):
         """Displacement = s sum_t (raw update t) D, momentum and weight decay included."""
         module, x = layer_case.build(torch.float64)
@@ -223,18 +228,12 @@ class TestSoft:
         expected = (twin.updates[0] + 3 * twin.updates[1]) @ damping
         torch.testing.assert_close(displacement(layer, before), expected)
 
-    def test_dampings_may_be_replaced_and_shared(self):
+    def test_dampings_may_be_shared(self):
         modules = {name: nn.Linear(6, 4) for name in "qk"}
         layers = {name: as_layer(name, module) for name, module in modules.items()}
         shared = random_damping(layers["q"])
         constraint = SoftConstraint(layers, {"q": shared, "k": shared})
         assert constraint.dampings["q"] is constraint.dampings["k"]
-        constraint.set_dampings({"q": 0 * shared, "k": 0 * shared})
-        optimizer = OPTIMIZERS["sgd"]([m.weight for m in modules.values()])
-        attach(constraint, optimizer)
-        before = modules["q"].weight.detach().clone()
-        train(nn.Sequential(modules["q"], nn.Linear(4, 6), modules["k"]), torch.randn(4, 6), optimizer)
-        assert torch.equal(modules["q"].weight, before)
 
     def test_attached_twice_damps_once(self):
         module, x = nn.Linear(6, 4).double(), torch.randn(4, 6, dtype=torch.float64)
@@ -287,7 +286,7 @@ class TestSoft:
 def test_removed_hooks_constrain_no_longer(kind):
     module, x = nn.Linear(6, 4), torch.randn(4, 6)
     layer = as_layer("it", module)
-    everything = Basis((torch.eye(6, dtype=torch.float64),), (1.0,))
+    everything = Basis((torch.eye(6, dtype=torch.float64),))
     constraint = (
         HardConstraint({"it": layer}, {"it": everything})
         if kind == "hard"
@@ -303,9 +302,7 @@ def test_removed_hooks_constrain_no_longer(kind):
     assert not torch.allclose(module.weight, before)
 
 
-WHOLE = [
-    case for case in MODELS if case.name in ("vit", "swin", "imagegpt", "resnet", "regnet", "mobilenet_v1", "siglip")
-]
+WHOLE = sweep("vit", "regnet", among=("vit", "swin", "imagegpt", "resnet", "regnet", "mobilenet_v1", "siglip"))
 
 
 def train_classifier(classifier, pixels, optimizer, steps=4):
@@ -317,7 +314,7 @@ def train_classifier(classifier, pixels, optimizer, steps=4):
         optimizer.step()
 
 
-@pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", WHOLE)
 class TestWholeModels:
     @pytest.mark.parametrize("threshold", [0.9, 0.999])
     def test_hard(self, case, threshold):
@@ -379,11 +376,9 @@ def test_proxy_inputs_of_the_first_layer_give_the_same_outputs_after_training(vi
     assert (classifier.predict(forget) - forget_before).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kind", list(DistributedType), ids=lambda kind: kind.value)
-def test_backends_that_flatten_or_shard_weights_are_refused(kind):
-    accelerator = SimpleNamespace(distributed_type=kind)
-    if kind.value in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA", "TP"):
-        with pytest.raises(UnlearningError, match=kind.value):
-            check_backend(accelerator)
-    else:
-        check_backend(accelerator)
+def test_backends_that_flatten_or_shard_weights_are_refused():
+    for kind in DistributedType:
+        sharding = kind.value in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA", "TP")
+        accelerator = SimpleNamespace(distributed_type=kind, num_processes=1)
+        with pytest.raises(UnlearningError, match=kind.value) if sharding else nullcontext():
+            check_processes(accelerator, 1)

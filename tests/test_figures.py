@@ -20,7 +20,8 @@ from zspag_hf.report.figures import (
     membership_roc,
     projection,
     relearning,
-    save_figures,
+    style,
+    write_figures,
 )
 from zspag_hf.report.figures.run import short_names
 from zspag_hf.report.page import CAPTIONS
@@ -42,34 +43,35 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_picture_is_drawn_or_none(name):
-    assert FIGURES[name](minimal()) is None
-    for report in (
-        full(),
-        full(classes=200, layers=70, beside=tuple(f"method {i}" for i in range(9))),
-        full(classes=2),
-    ):
-        figure = FIGURES[name](report)
-        assert isinstance(figure, Figure)
-        width, height = figure.get_size_inches()
-        assert width == 8 and 1.5 < height < 14
-    for report in (full(retrained=0, beside=()), full(retrained=1)):
-        assert isinstance(FIGURES[name](report), Figure)
+@pytest.fixture
+def coarse(monkeypatch):
+    """Pictures of few pixels, drawn sooner."""
+    monkeypatch.setattr(style, "DPI", 30)
 
 
-def test_pictures_need_no_display_and_no_pyplot(monkeypatch):
+def test_every_picture_is_drawn_or_none():
+    reports = [full(), full(classes=200, layers=70, beside=tuple(f"method {i}" for i in range(9)))]
+    reports += [full(classes=2, retrained=1), full(retrained=0, beside=())]
+    for name, draw in FIGURES.items():
+        assert draw(minimal()) is None, name
+        for report in reports:
+            figure = draw(report)
+            assert isinstance(figure, Figure), name
+            width, height = figure.get_size_inches()
+            assert width == 8 and 1.5 < height < 14, name
+
+
+@pytest.mark.slow
+def test_threads_draw_the_same_bytes_without_a_display_and_pyplot(coarse, monkeypatch):
+    before = dict(matplotlib.rcParams)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails from here on
-    assert set(draw_figures(full(classes=3, layers=2))) == set(FIGURES)
-
-
-def test_threads_draw_the_same_bytes():
-    before = dict(matplotlib.rcParams)
     with ThreadPoolExecutor(2) as pool:
         first, *others = pool.map(draw_figures, [full(classes=3, layers=2)] * 2)
     assert set(first) == set(FIGURES) == set(CAPTIONS) and all(other == first for other in others)
-    assert all(data.startswith(PNG) for data in first.values()) and dict(matplotlib.rcParams) == before
+    assert all(data.startswith(PNG) for data in first.values())
+    monkeypatch.undo()  # matplotlib looks for pyplot to tell its backend
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_accuracies_are_the_reports():
@@ -210,7 +212,13 @@ def test_proxies_lie_where_the_report_says():
     assert len(dark) == 1 and len(dark[0].get_offsets()) == 5, "forgotten ones are black"
 
 
-def test_labels_that_look_like_formulas_are_text(tmp_path):
+def test_a_label_is_one_line_without_formulas():
+    assert style.plain("$x$ \n  y") == r"\$x\$ y" and style.plain("_hidden") == " _hidden"
+    assert style.plain("a" * 50, 10) == "a" * 9 + "…"
+
+
+@pytest.mark.slow
+def test_labels_that_look_like_formulas_are_text(coarse):
     report = full(beside=("_$\\frac$",))
     rename = {"class 1": "$\\undefined{", "class 2": "_a\nb", "class 3": "<b>" * 40}
     for row in report.models.values():
@@ -220,20 +228,13 @@ def test_labels_that_look_like_formulas_are_text(tmp_path):
 
 
 def test_pictures_are_written_whole_and_stale_ones_removed(tmp_path):
-    folder = tmp_path / "figures"
+    folder, pictures = tmp_path / "figures", {name: PNG + name.encode() for name in FIGURES if name != "heatmaps"}
     folder.mkdir()
     (folder / "heatmaps.png").write_bytes(b"stale")
     (folder / "mine.png").write_bytes(b"mine")
-    report = full()
-    report.heatmaps = {}
-    paths = save_figures(report, str(tmp_path))
-    assert sorted(paths) == sorted(str(folder / f"{name}.png") for name in FIGURES if name != "heatmaps")
-    assert sorted(p.name for p in folder.iterdir()) == sorted(
-        [f"{name}.png" for name in FIGURES if name != "heatmaps"] + ["mine.png"]
-    )
-    assert (
-        all((folder / p).read_bytes().startswith(PNG) for p in paths) and (folder / "mine.png").read_bytes() == b"mine"
-    )
+    assert write_figures(pictures, str(tmp_path)) == [str(folder / f"{name}.png") for name in pictures]
+    held = {path.stem: path.read_bytes() for path in folder.iterdir()}
+    assert held == pictures | {"mine": b"mine"}
 
 
 def test_heat_is_laid_over_images_on_one_scale_a_row():

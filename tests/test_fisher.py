@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from zspag_hf.methods.fisher import fisher_diagonal, samples_at_once, variances
 from zspag_hf.pipeline.layers import as_layer
 
-FISHER = {"method": "fisher", "with_retain": True}
+FISHER = {"method": "fisher"}
 RETAIN = images([0, 1, 3, 4] * 5, seed=3)
 
 
@@ -111,14 +111,14 @@ class TestVariances:
 
 class TestRun:
     def test_every_parameter_gets_noise_of_its_variance(self, tmp_path):
-        run = trainer(tmp_path, **FISHER, retain=RETAIN)
-        before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
-        run.train()
-        fisher = fisher_diagonal_of_original(run, before)
-        spread = variances(fisher, run.layers, run.head, [2], 1e-7)
-        before[f"{run.head}.weight"][2] = before[f"{run.head}.bias"][2] = 0
+        job = trainer(tmp_path, **FISHER, retain=RETAIN)
+        before = {name: parameter.detach().clone() for name, parameter in job.model.named_parameters()}
+        job.train()
+        fisher, head = fisher_diagonal_of_original(job, before), job.run.head
+        spread = variances(fisher, job.run.layers, head, [2], 1e-7)
+        before[f"{head}.weight"][2] = before[f"{head}.bias"][2] = 0
         draws = torch.cat(
-            [((p.detach() - before[n]) / spread[n].sqrt()).flatten() for n, p in run.model.named_parameters()]
+            [((p.detach() - before[n]) / spread[n].sqrt()).flatten() for n, p in job.model.named_parameters()]
         )
         assert abs(float(draws.std()) - 1) < 5 / math.sqrt(2 * len(draws))
         assert abs(float(draws.mean())) < 5 / math.sqrt(len(draws)) and draws.abs().max() < 6
@@ -126,28 +126,28 @@ class TestRun:
     def test_the_forgotten_class_is_no_answer_any_more(self, tmp_path):
         model = tiny_model()
         model.classifier.bias.data[2] = 30.0  # its answer to everything
-        run = trainer(tmp_path, **FISHER, model=model, retain=RETAIN)
-        assert (run.classifier.predict(run.forget.pixels).argmax(1) == 2).all()
-        run.train()
-        row = run.model.classifier.weight[2].norm()
-        assert row < 0.1 * run.model.classifier.weight.norm(dim=1).median() and run.model.classifier.bias[2].abs() < 0.2
-        assert run.state.global_step == 0
+        job = trainer(tmp_path, **FISHER, model=model, retain=RETAIN)
+        assert (job.run.classifier.predict(job.run.forget.pixels).argmax(1) == 2).all()
+        job.train()
+        row = job.model.classifier.weight[2].norm()
+        assert row < 0.1 * job.model.classifier.weight.norm(dim=1).median() and job.model.classifier.bias[2].abs() < 0.2
+        assert job.state.global_step == 0
 
     def test_another_seed_is_other_noise(self, tmp_path):
         weights = []
         for seed in (0, 1):
-            run = trainer(tmp_path / str(seed), **FISHER, retain=RETAIN, seed=seed)
-            run.train()
-            weights.append(run.model.classifier.weight.detach().clone())
+            job = trainer(tmp_path / str(seed), **FISHER, retain=RETAIN, seed=seed)
+            job.train()
+            weights.append(job.model.classifier.weight.detach().clone())
         assert not torch.equal(*weights)
 
 
-def fisher_diagonal_of_original(run, before):
-    after = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+def fisher_diagonal_of_original(job, before):
+    after = {name: parameter.detach().clone() for name, parameter in job.model.named_parameters()}
     with torch.no_grad():
-        for name, parameter in run.model.named_parameters():
+        for name, parameter in job.model.named_parameters():
             parameter.copy_(before[name])
-        found = fisher_diagonal(run.classifier, run.retain.pixels)
-        for name, parameter in run.model.named_parameters():
+        found = fisher_diagonal(job.run.classifier, job.run.retained.pixels)
+        for name, parameter in job.model.named_parameters():
             parameter.copy_(after[name])
     return found

@@ -46,7 +46,10 @@ class TestLosses:
         torch.testing.assert_close(student_loss(logits, logits, [], []), torch.tensor(0.0))
 
 
-@pytest.mark.parametrize("size", [(3, 8, 8), (1, 28, 28), (3, 32, 32), (3, 30, 52), (3, 224, 224)])
+LARGE = pytest.param((3, 224, 224), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("size", [(3, 8, 8), (1, 28, 28), (3, 32, 32), (3, 30, 52), LARGE])
 def test_the_generator_makes_images_of_any_size(size):
     made = Generator(*size)(torch.randn(2, NOISE))
     assert made.shape == (2, *size) and 0 <= made.min() < made.max() <= 1
@@ -104,6 +107,7 @@ class TestTransfer:
         assert seen and all(passes(logits, BEE).all() for logits in seen)
         assert all(gkt.FEWEST <= len(logits) < 32 for logits in seen), "the filter held some back"
 
+    @pytest.mark.slow
     def test_the_student_comes_nearer_to_the_teacher_on_what_it_is_taught(self):
         loop = transfer()
         with torch.no_grad():
@@ -113,6 +117,7 @@ class TestTransfer:
         away.append(divergence(loop.student(pixel_values=images).logits, logits).item())
         assert away[1] < away[0] / 2
 
+    @pytest.mark.slow
     def test_a_generator_that_never_passes_ends_the_run(self):
         model = tiny_model("resnet")
         with torch.no_grad():
@@ -158,6 +163,7 @@ class TestRuns:
     OPTIONS = {"method": "gkt", "max_steps": 2, "per_device_train_batch_size": 64}
 
     @pytest.mark.parametrize("name", ["vit", "plain"])
+    @pytest.mark.slow
     def test_the_forget_images_are_not_read(self, tmp_path, name):
         """Two runs over other images end alike, with new weights in every layer."""
         weights = []
@@ -166,20 +172,21 @@ class TestRuns:
             head = model.classifier if name == "vit" else model.module[-1]
             head.weight.data *= 6
             before = state(model)
-            run = trainer(tmp_path / str(i), model=model, forget=images([2] * (4 + i), seed=i), **self.OPTIONS)
-            run.train()
-            weights.append(state(run.model))
-            for layer in run.layers:
+            job = trainer(tmp_path / str(i), model=model, forget=images([2] * (4 + i), seed=i), **self.OPTIONS)
+            job.train()
+            weights.append(state(job.model))
+            for layer in job.run.layers:
                 assert not (weights[-1][f"{layer}.weight"] == before[f"{layer}.weight"]).any(), layer
         assert same(*weights)
-        assert run.report.proxies is None and run.report.timings_s["training"] > 0
+        assert job.report.proxies is None and job.report.timings_s["training"] > 0
 
+    @pytest.mark.slow
     def test_the_seed_decides(self, tmp_path):
         weights = []
         for seed in (0, 1):
             model = tiny_model()
             model.classifier.weight.data *= 6
-            run = trainer(tmp_path / str(seed), model=model, seed=seed, **self.OPTIONS)
-            run.train()
-            weights.append(state(run.model))
+            job = trainer(tmp_path / str(seed), model=model, seed=seed, **self.OPTIONS)
+            job.train()
+            weights.append(state(job.model))
         assert not same(*weights)

@@ -6,24 +6,33 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import MODELS, FlatClassifier, ModelCase, Recorder
+from sweep import sweep
 from tiny import trainer
 from torch import nn
 
-from zspag_hf import UnlearningError, grams
+from zspag_hf import UnlearningError
+from zspag_hf.pipeline import grams
 from zspag_hf.pipeline.constraint import HardConstraint, SoftConstraint, damped
+from zspag_hf.pipeline.gradients import layer_gradients
 from zspag_hf.pipeline.grams import collect_grams, find_frames, framed, groups_within, too_wide
-from zspag_hf.pipeline.influence import divided, kfac, mean_gradient
+from zspag_hf.pipeline.influence import divided, kfac
 from zspag_hf.pipeline.layers import Layer, constrained_layers
 from zspag_hf.pipeline.subspaces import Spectrum, free_energy
 
 LABELS = torch.tensor([3, 0, 3, 1, 0, 3, 1, 1])
-CASES = {case.name: case for case in MODELS if case.name in ("vit", "resnet", "regnet", "siglip", "imagegpt")}
+CASES = {case.name: case for case in MODELS}
+SOME = sweep("vit", "regnet", among=("vit", "resnet", "regnet", "siglip", "imagegpt"))
 WIDTH = 6
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(autouse=True)
+def several_batches(monkeypatch):
+    monkeypatch.setattr(grams, "ROW_BATCH", 3)
+
+
+@pytest.fixture(params=SOME)
 def setting(request):
-    return prepare(CASES[request.param])
+    return prepare(request.param)
 
 
 def prepare(case):
@@ -72,8 +81,8 @@ class TestGroups:
     @pytest.mark.parametrize("most", [1e-12, 1e-6, 6e-6])
     def test_grams_are_the_same_in_groups(self, setting, most):
         classifier, pixels, layers = setting
-        whole = collect_grams(classifier, pixels, LABELS, layers, batch_size=3)
-        parts = collect_grams(classifier, pixels, LABELS, layers, batch_size=3, max_memory_gb=most)
+        whole = collect_grams(classifier, pixels, LABELS, layers)
+        parts = collect_grams(classifier, pixels, LABELS, layers, max_memory_gb=most)
         assert list(whole) == list(parts)
         for name in layers:
             torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-12)
@@ -138,7 +147,8 @@ class TestFrames:
     @pytest.mark.parametrize("batch_size", [64, 3])
     def test_missed_is_the_energy_outside(self, setting, monkeypatch, batch_size):
         classifier, pixels, layers = setting
-        found = frames_of(monkeypatch, classifier, pixels, layers, batch_size=batch_size)
+        monkeypatch.setattr(grams, "ROW_BATCH", batch_size)
+        found = frames_of(monkeypatch, classifier, pixels, layers)
         some = 0
         for name, layer in layers.items():
             rows, columns = rows_of(classifier, pixels, layer), found[name].columns.double()
@@ -206,13 +216,13 @@ def with_frames(monkeypatch, case, width=WIDTH, names=None):
 
 
 class TestInAFrame:
-    @pytest.fixture(params=CASES)
+    @pytest.fixture(params=SOME)
     def setting(self, request, monkeypatch):
-        return with_frames(monkeypatch, CASES[request.param])
+        return with_frames(monkeypatch, request.param)
 
     def test_grams_are_those_of_the_coordinates(self, setting):
         classifier, pixels, layers, narrow = setting
-        found = collect_grams(classifier, pixels, LABELS, narrow, batch_size=3)
+        found = collect_grams(classifier, pixels, LABELS, narrow)
         for name, layer in narrow.items():
             coordinates = {k: rows_of(classifier, pixels[k == LABELS], layers[name]) for k in LABELS.unique().tolist()}
             expected = 0
@@ -298,8 +308,8 @@ class TestInAFrame:
         results = []
         for these in (layers, wide):
             found = collect_grams(classifier, pixels, LABELS, these)
-            g = mean_gradient(classifier, pixels, labels, these)
-            results.append((Spectrum(found), found, g, kfac(classifier, pixels, these, found, g, 0.05)))
+            g = layer_gradients(classifier, pixels, labels, these)
+            results.append((Spectrum(found), found, g, kfac(classifier, pixels, these, found, g)))
         (dense, grams_, g, solved), (spectrum, narrow, _, same) = results
         for name, layer in wide.items():
             assert dense.rank(name, 0.9) == spectrum.rank(name, 0.9)
@@ -312,28 +322,33 @@ class TestInAFrame:
             assert free_energy(narrow[name], spectrum.damping(name, 0.9)) == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.slow
 class TestRuns:
-    FIXED = {"adaptive": False, "max_steps": 5, "learning_rate": 0.05, "energy_threshold": 0.9, "max_memory_gb": 1e-9}
+    FIXED = {"method": "zspag_paper", "subspace_merge": "gram", "energy_threshold": 0.9, "learning_rate": 0.05}
+    NARROW = {"max_steps": 5, "max_memory_gb": 1e-9}
 
     @pytest.fixture(params=["vit", "resnet"])
     def run(self, request, tmp_path, monkeypatch):
-        """A function: a trained run of a family, frames of ten columns for every layer that is wider."""
+        """A function: a trained run of a family, frames of ten columns for every layer that is wider; and the weights
+        that it began with."""
         monkeypatch.setattr(grams, "FRAME_WIDTH", 10)
 
         def train(**options):
-            run = trainer(tmp_path, request.param, **{**self.FIXED, **options})
-            run.train()
-            assert {n for n, layer in run.layers.items() if layer.frame is not None} == set(run.frames)
-            assert len(run.frames) > 2 and all(run.layers[name].d_in > 10 for name in run.frames)
-            return run
+            job = trainer(tmp_path, request.param, **{**self.NARROW, **options})
+            before = {name: layer.weight.detach().clone() for name, layer in job.run.layers.items()}
+            job.train()
+            wide = {name for name, layer in job.run.layers.items() if layer.d_in > 10}
+            assert len(wide) > 2
+            assert {name for name, layer in job.run.layers.items() if layer.frame is not None} == wide
+            return job, before
 
         return train
 
     def test_a_hard_run_leaves_the_framed_subspace_alone(self, run):
-        run = run(constraint="hard")
+        job, before = run(**self.FIXED)
         moved = 0
-        for layer, group, u, _, q in run.plan.constraint.parts:
-            change = layer.matrix(layer.weight.detach() - run.original_weights[layer.name])[group]
+        for layer, group, u, _, q in job.run.plan.constraint.parts:
+            change = layer.matrix(layer.weight.detach() - before[layer.name])[group]
             part = change @ u if q is None else change - change @ q @ q.T
             assert part.norm() <= 1e-5 * (1 + change.norm()), layer.name
             if layer.frame is not None and q is None:
@@ -342,14 +357,14 @@ class TestRuns:
                 moved += float(change.norm()) > 1e-4
         assert moved > 2
 
-    @pytest.mark.parametrize("options", [{"constraint": "soft"}, {"adaptive": None, "learning_rate": None}])
+    @pytest.mark.parametrize("options", [{**FIXED, "constraint": "soft"}, {}], ids=["soft", "default"])
     def test_soft_and_adaptive_runs_train(self, run, options):
-        run = run(**{**options, "max_steps": 10})
-        facts = {layer["name"]: layer for layer in run.report.layers}
-        for name, layer in run.layers.items():
+        job, _ = run(**{**options, "max_steps": 10})
+        facts = {layer["name"]: layer for layer in job.report.layers}
+        for name, layer in job.run.layers.items():
             assert torch.isfinite(layer.weight).all()
-            assert ("missed" in facts[name]) == (name in run.frames)
-            if name in run.frames:
+            assert ("missed" in facts[name]) == (layer.d_in > 10)
+            if layer.d_in > 10:
                 assert facts[name]["frame_width"] == 10 and 0 <= facts[name]["missed"] < 1
             assert facts[name]["proxy_drift"] >= 0 and 0 <= facts[name]["free_forget_energy"] <= 1 + 1e-9
 
@@ -358,10 +373,10 @@ class TestRuns:
         monkeypatch.setattr(grams, "FRAME_WIDTH", 10)
         query = "vit.layers.0.attention.q_proj"
         monkeypatch.setattr("zspag_hf.methods.stages.too_wide", lambda layers, _: [query])
-        run = trainer(tmp_path, **{**self.FIXED, "constraint": "soft", "max_memory_gb": 1.0})
-        run.train()
-        assert list(run.frames) == [query]
-        assert all(layer["weight_change"] > 0 for layer in run.report.layers if ".attention." in layer["name"])
+        job = trainer(tmp_path, **self.FIXED, constraint="soft", max_steps=5)
+        job.train()
+        assert [name for name, layer in job.run.layers.items() if layer.frame is not None] == [query]
+        assert all(layer["weight_change"] > 0 for layer in job.report.layers if ".attention." in layer["name"])
 
 
 class TestNotFinite:
@@ -387,11 +402,12 @@ class TestNotFinite:
         with pytest.raises(UnlearningError, match=r"input of layer 'layers.3' is not finite on 8 images"):
             find_frames(classifier, pixels, layers, list(layers))
 
+    @pytest.mark.slow
     def test_a_run_says_so_before_it_trains(self, tmp_path, monkeypatch):
         """Images that look finite at first, and a layer that overflows on proxies."""
-        run = trainer(tmp_path, max_steps=3)
+        job = trainer(tmp_path, max_steps=3)
         inputs = Layer.inputs
         monkeypatch.setattr(Layer, "inputs", lambda layer, x: inputs(layer, x) * 1e200)
         with pytest.raises(UnlearningError, match="is not finite"):
-            run.train()
-        assert run.state.global_step == 0
+            job.train()
+        assert job.state.global_step == 0

@@ -3,10 +3,16 @@
 import pytest
 import torch
 from cases import two_layer_classifier
+from sweep import sweep
 from torch import nn
 
 from zspag_hf.adaptive.head import RIDGE, fit_unseen_rows, head_inputs, unseen_level
 from zspag_hf.pipeline.layers import constrained_layers, head_name
+
+
+@pytest.fixture(params=sweep("vit", "resnet"))
+def case(request):
+    return request.param
 
 
 def setting(case):

@@ -1,13 +1,17 @@
-"""Models and data by Hub id, from the loopback Hub: three clients, and what each of their attempts came to."""
+"""Models and data by Hub id, from the loopback Hub, without a network and with the Hub gone: what each attempt of
+hub_client came to."""
 
 import io
 import json
+import socket
 
+import hub_client
 import pytest
 import torch
-from loopback_hub import NO_WAITS, LoopbackHub, read_folder
+from loopback_hub import LoopbackHub, read_folder
 from tiny import NAMES, images, tiny_model, tiny_processor
 
+pytestmark = pytest.mark.slow
 CARD = b"---\nlicense: apache-2.0\nlanguage: [en, de]\ntags: [vision]\n---\n# A model\n"
 UNNEEDED = ("notes.txt", "pytorch_model.bin", "old/model.safetensors", "own.py")
 OWN_CODE = b"""
@@ -21,80 +25,6 @@ class OwnConfig(ViTConfig):
 
 class OwnModel(ViTForImageClassification):
     config_class = OwnConfig
-"""
-CLIENT = (
-    NO_WAITS
-    + """
-import glob, json, os, sys
-import torch
-from zspag_hf.pipeline.classifier import PixelClassifier
-from zspag_hf.errors import UnlearningError
-from zspag_hf.hub.datasets import load_split
-from zspag_hf.hub.models import HubOptions, inherited_card, load_classifier, load_processor, source_of
-
-outcome = {}
-
-def attempt(name, call):
-    try:
-        outcome[name] = call()
-    except UnlearningError as error:
-        outcome[name] = str(error)
-
-def load(id, **options):
-    model, processor = load_classifier(id, hub=HubOptions(**options))
-    pixels = torch.linspace(0, 1, 192).view(1, 3, 8, 8)
-    return [PixelClassifier(model, processor).predict(pixels)[0].tolist(), *source_of(model), model.name_or_path]
-
-def data(id, split="train", **options):
-    rows = load_split(id, split, **options)
-    return [len(rows), rows.features["label"].names, list(rows[0]["image"].size)]
-
-secrets = json.loads(sys.argv[1])
-"""
-)
-ONLINE = """
-attempt("model", lambda: load("user/model"))
-for revision in ("old", "v1", secrets["commit"], "none"):
-    attempt("revision " + revision, lambda: load("user/model", revision=revision))
-tokens = {"": None, " stranger": secrets["stranger"], " owner": secrets["read"], " wrong": "hf_wrong"}
-for who in tokens:
-    for kind in ("private", "gated"):
-        attempt(kind + who, lambda: load("user/" + kind, token=tokens[who]))
-for name in ("none", "empty", "pickled", "adapter", "own", "sharded", "down", "busy", "cardless"):
-    attempt(name, lambda: load("user/" + name))
-attempt("own, unread", lambda: os.path.exists(os.environ["MARK"]))
-attempt("own, trusted", lambda: load("user/own", trust_remote_code=True)[0])
-attempt("pickled, allowed", lambda: load("user/pickled", allow_pickled_weights=True))
-attempt("cut", lambda: load("user/cut"))
-outcome["cut, left"] = glob.glob(os.environ["HF_HOME"] + "/hub/models--user--cut/snapshots/*/model.safetensors")
-attempt("cut, again", lambda: load("user/cut"))
-attempt("processor", lambda: type(load_processor("user/half")).__name__)
-for name in ("model", "cardless", "none"):
-    attempt("card " + name, lambda: inherited_card("user/" + name))
-
-attempt("data old", lambda: data("user/data", revision="old"))
-attempt("data", lambda: data("user/data"))
-attempt("data test", lambda: data("user/data", "test"))
-attempt("data split", lambda: data("user/lazy", "validation"))
-attempt("data configs", lambda: data("user/configs"))
-attempt("data config", lambda: data("user/configs", config_name="small"))
-attempt("data wrong config", lambda: data("user/configs", config_name="huge"))
-attempt("data private", lambda: data("user/secret"))
-attempt("data private, owner", lambda: data("user/secret", token=secrets["read"]))
-for name in ("none", "gated", "script", "down", "broken"):
-    attempt("data " + name, lambda: data("user/" + name))
-attempt("data revision", lambda: data("user/data", revision="none"))
-"""
-AFTERWARDS = """
-attempt("model", lambda: load("user/model"))
-attempt("tag", lambda: load("user/model", revision="v1"))
-attempt("revision", lambda: load("user/model", revision="never-seen"))
-attempt("unknown", lambda: load("user/unknown"))
-attempt("half", lambda: load("user/half"))
-attempt("card", lambda: inherited_card("user/model"))
-attempt("data", lambda: data("user/data"))
-attempt("data old", lambda: data("user/data", revision="old"))
-attempt("data unknown", lambda: data("user/unknown"))
 """
 
 
@@ -182,30 +112,32 @@ def hub(place):
         yield hub
 
 
-def client(hub, place, code, **more):
+@pytest.fixture(scope="module")
+def outcomes(hub, place):
+    """What a client came to with a network and, when the Hub had gone, without; and what it had asked by then."""
     known = {"commit": hub.commit, "read": hub.read_token, "stranger": hub.stranger_token}
-    text = CLIENT + code + "\nprint(json.dumps(outcome))"
-    printed = hub.run(text, place / "cache", json.dumps(known), MARK=str(place / "mark"), **more)
+    code = "import runpy; runpy.run_module('hub_client', run_name='__main__')"
+    arguments = (str(place / "cache"), json.dumps(known))
+    printed = hub.run(code, place / "home", *arguments, MARK=str(place / "mark"))
     return json.loads(printed.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
-def online(hub, place):
-    """What a client with a network came to."""
-    return client(hub, place, ONLINE)
+def online(outcomes):
+    return outcomes[0]
 
 
 @pytest.fixture(scope="module")
-def offline(online, hub, place):
-    """What a second client came to, with the first one's cache and HF_HUB_OFFLINE=1."""
-    before = len(hub.requests)
-    return client(hub, place, AFTERWARDS, HF_HUB_OFFLINE="1"), hub.requests[before:]
+def afterwards(outcomes, place):
+    """What two came to with the cache of the first client: this process, which is offline (conftest), and that client
+    once more, with nobody at the Hub's address."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", asked)
+        return hub_client.afterwards(str(place / "cache")), outcomes[1]
 
 
-@pytest.fixture(scope="module")
-def cut_off(online, hub, place):
-    """What a third client came to, with the first one's cache and nobody at the Hub's address."""
-    return client(hub, place, AFTERWARDS, HF_ENDPOINT="http://127.0.0.1:9")
+def asked(*_):
+    raise AssertionError("the network was asked")
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +148,8 @@ def expected():
     return PixelClassifier(tiny_model(), tiny_processor()).predict(pixels)[0]
 
 
-def same(found, expected, name="user/model"):
-    logits, source, _, shown = found
+def same(outcome, expected, name="user/model"):
+    logits, source, _, shown = outcome
     torch.testing.assert_close(torch.tensor(logits), expected)
     assert source == shown == name
     return True
@@ -337,27 +269,24 @@ class TestData:
 
 
 class TestWithoutTheHub:
-    def test_what_is_cached_loads(self, offline, cut_off, expected, hub):
-        for outcome in (offline[0], cut_off):
+    def test_what_is_cached_loads(self, afterwards, expected, hub):
+        for outcome in afterwards:
             assert same(outcome["model"], expected) and same(outcome["tag"], expected + 1)
             assert outcome["model"][2] == hub.commits("user/model")[-1].id and outcome["tag"][2] == hub.commit
             assert outcome["card"]["license"] == "apache-2.0"
             assert outcome["data"][0] == 3
 
-    def test_data_of_another_commit_is_not_taken_instead(self, offline, cut_off):
+    def test_data_of_another_commit_is_not_taken_instead(self, afterwards):
         """``datasets`` would: it takes what was loaded last."""
-        for outcome in (offline[0], cut_off):
+        for outcome in afterwards:
             assert "and the cache holds another" in outcome["data old"]
 
     @pytest.mark.parametrize("name", ["revision", "unknown", "half", "data unknown"])
-    def test_what_is_not_says_why(self, offline, cut_off, name):
-        assert "HF_HUB_OFFLINE=1" in offline[0][name]
-        assert "cannot be reached (ConnectError)" in cut_off[name]
-
-    def test_offline_asks_nothing(self, offline):
-        assert offline[1] == []
+    def test_what_is_not_says_why(self, afterwards, name):
+        assert "HF_HUB_OFFLINE=1" in afterwards[0][name]
+        assert "cannot be reached (ConnectError)" in afterwards[1][name]
 
 
-def test_no_token_is_ever_shown(online, offline, cut_off, hub):
-    text = json.dumps([online, offline[0], cut_off])
+def test_no_token_is_ever_shown(online, afterwards, hub):
+    text = json.dumps([online, *afterwards])
     assert not any(token in text for token in (*hub.users, "hf_wrong"))

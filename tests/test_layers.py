@@ -1,10 +1,16 @@
 import pytest
 import torch
 from cases import LAYERS, MODELS, FlatClassifier, Recorder, output_rows
+from sweep import sweep
 from tiny_configs import NUM_LABELS
 from torch import nn
 
 from zspag_hf.pipeline.layers import LAYER_TYPES, as_layer, constrained_layers, head_name, reads_images
+
+
+@pytest.fixture(params=sweep("vit", "regnet", "siglip"))
+def case(request):
+    return request.param
 
 
 def layers_of(case):

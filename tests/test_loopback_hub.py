@@ -5,6 +5,7 @@ import json
 import pytest
 from loopback_hub import NO_WAITS, LoopbackHub
 
+pytestmark = pytest.mark.slow
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": b"weights" * 1000, "figures/curve.png": b"picture"}
 CLIENT = (
     NO_WAITS
@@ -42,11 +43,11 @@ def folder(tmp_path):
     return tmp_path / "folder"
 
 
-def client(hub, tmp_path, code, **options):
+def client(hub, tmp_path, code, *arguments, **options):
     """What a client with a write token, unless given another, puts into ``outcome``."""
     options = {"token": hub.write_token} | options
     text = CLIENT + code + "\nprint(json.dumps(outcome))"
-    return json.loads(hub.run(text, tmp_path / "cache", tmp_path / "folder", **options).splitlines()[-1])
+    return json.loads(hub.run(text, tmp_path / "cache", tmp_path / "folder", *arguments, **options).splitlines()[-1])
 
 
 def test_push_and_read_back(hub, folder, tmp_path):
@@ -101,40 +102,35 @@ attempt("late", lambda: api.upload_file(
     assert hub.files("user/model", "next")["a"] == b"1"
 
 
-@pytest.mark.parametrize(
-    "who, expected",
-    [
-        ("read_token", {"push": ["HfHubHTTPError", 403], "private": "private", "gated": "gated"}),
-        (
-            "stranger_token",
-            {
-                "push": ["HfHubHTTPError", 403],
-                "private": ["RepositoryNotFoundError", 404],
-                "gated": ["GatedRepoError", 403],
-            },
-        ),
-        (
-            None,
-            {
-                "push": ["HfHubHTTPError", 401],
-                "private": ["RepositoryNotFoundError", 401],
-                "gated": ["GatedRepoError", 401],
-            },
-        ),
-        ("wrong", {key: ["HfHubHTTPError", 401] for key in ("push", "private", "gated")}),
-    ],
-)
-def test_who_may_what(hub, folder, tmp_path, who, expected):
+def test_who_may_what(hub, folder, tmp_path):
     hub.add_repo("user/public", {"a.txt": b"public"})
     hub.add_repo("user/private", {"a.txt": b"private"}, private=True)
     hub.add_repo("user/gated", {"a.txt": b"gated"}, gated=True)
     code = """
-attempt("push", lambda: api.upload_folder(folder_path=folder, repo_id="user/public").oid)
-for name in ("private", "gated"):
-    attempt(name, lambda: open(hf_hub_download("user/" + name, "a.txt")).read())
+for who, token in json.loads(sys.argv[2]).items():
+    attempt(who + " push", lambda: api.upload_folder(folder_path=folder, repo_id="user/public", token=token).oid)
+    for name in ("private", "gated"):
+        cache = folder + "/" + who
+        load = lambda: hf_hub_download("user/" + name, "a.txt", token=token, cache_dir=cache)
+        attempt(who + " " + name, lambda: open(load()).read())
 """
-    token = {"wrong": "hf_wrong", None: None}.get(who) if who in ("wrong", None) else getattr(hub, who)
-    assert client(hub, tmp_path, code, token=token) == expected
+    who = {"reader": hub.read_token, "stranger": hub.stranger_token, "nobody": False, "wrong": "hf_wrong"}
+    outcome = client(hub, tmp_path, code, json.dumps(who), token=None)
+    refused, hidden, gated = "HfHubHTTPError", "RepositoryNotFoundError", "GatedRepoError"
+    assert outcome == {
+        "reader push": [refused, 403],
+        "reader private": "private",
+        "reader gated": "gated",
+        "stranger push": [refused, 403],
+        "stranger private": [hidden, 404],
+        "stranger gated": [gated, 403],
+        "nobody push": [refused, 401],
+        "nobody private": [hidden, 401],
+        "nobody gated": [gated, 401],
+        "wrong push": [refused, 401],
+        "wrong private": [refused, 401],
+        "wrong gated": [refused, 401],
+    }
     assert len(hub.commits("user/public")) == 2
 
 

@@ -1,32 +1,51 @@
-"""glibc is told to return large blocks, unless the user has set its limits."""
+"""What a process tells of its own memory, in one of its own; and that the library needs no torch.distributed."""
 
-import ctypes
-import platform
-from types import SimpleNamespace
+import subprocess
+import sys
 
 import pytest
 
-from zspag_hf.parallel.memory import LARGE_BLOCK, MALLOC_SETTINGS, return_large_blocks
+from zspag_hf.parallel.memory import peak_memory_mb
+
+HELD = """
+from zspag_hf.parallel.memory import peak_memory_mb
+before = peak_memory_mb()
+block = bytearray(b"x") * 200_000_000
+held = peak_memory_mb()
+del block
+print(before, held, peak_memory_mb())
+"""
+WITHOUT_DISTRIBUTED = """
+import sys
+from torch import distributed
+distributed.is_available = lambda: False
+for name in ("device_mesh", "fsdp", "tensor"):
+    sys.modules[f"torch.distributed.{name}"] = None
+from zspag_hf import METHODS, FastClip, UnlearningTrainer
+FastClip()
+print(len(METHODS), UnlearningTrainer.__name__)
+"""
 
 
-@pytest.fixture
-def told(monkeypatch):
-    """What glibc is told, with none of its settings in the environment."""
-    calls = []
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *given: calls.append(given)))
-    for name in MALLOC_SETTINGS:
-        monkeypatch.delenv(name, raising=False)
-    return calls
+def printed(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.split()
 
 
-def test_large_blocks_are_returned(told):
-    return_large_blocks()
-    assert (-3, LARGE_BLOCK) in told  # M_MMAP_THRESHOLD in malloc.h
+def test_a_process_has_a_peak():
+    peak = peak_memory_mb()
+    assert sys.platform == "win32" or 50 < peak < 1e6
 
 
-@pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
-def test_what_the_user_set_stays(told, monkeypatch, name):
-    monkeypatch.setenv(name, "1")
-    return_large_blocks()
-    assert not told
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
+def test_the_peak_grows_by_what_is_held_and_stays_when_that_is_given_back():
+    before, held, afterwards = map(float, printed(HELD))
+    assert 190 < held - before < 300
+    assert afterwards == pytest.approx(held, abs=5)
+
+
+@pytest.mark.slow
+def test_the_library_imports_where_torch_was_built_without_distributed():
+    count, name = printed(WITHOUT_DISTRIBUTED)
+    assert int(count) > 10 and name == "UnlearningTrainer"

@@ -20,6 +20,7 @@ from zspag_hf.methods.mixunlearn import (
     TAU_MIX,
     TAU_REAL,
     Draws,
+    MixUnlearn,
     distance,
     kept_name,
     log_sum,
@@ -87,17 +88,21 @@ class TestLosses:
         assert torch.allclose(sharpened(double(LOGITS)), p / p.sum(1, keepdim=True))
 
     def test_the_parts_of_a_batch_add_up_to_both_losses(self, tmp_path):
-        run = make(tmp_path, method="mixup_unlearn")
-        run.train()
-        method, model, draws = run.method, run.model, Draws(run, 12)
-        n = 6
-        inputs = {"pixels": run.retain.pixels[:n], "targets": run.plan.targets[:n], "weights": torch.full((n,), 1 / n)}
+        job = make(tmp_path, method="mixup_unlearn")
+        job.train()
+        method, model, draws = job.method, job.model, Draws(job.run, 12)
+        n, run = 6, job.run
+        inputs = {
+            "pixels": run.retained.pixels[:n],
+            "targets": run.plan.targets[:n],
+            "weights": torch.full((n,), 1 / n),
+        }
         inputs |= {"proxy_pixels": run.forget.pixels[:n], "proxy_targets": run.plan.proxies.targets[:n]}
-        found = sum(method.compute_loss(run, model, part).item() for part in method.parts(inputs))
+        found = sum(method.compute_loss(job.run, model, part).item() for part in method.parts(inputs))
         kept, gone = (inputs[name].float() / 255 for name in ("pixels", "proxy_pixels"))
         share = draws.share
         mixture = share * gone + (1 - share) * kept
-        logits = {name: run.classifier.predict(x) for name, x in (("kept", kept), ("gone", gone), ("mix", mixture))}
+        logits = {name: job.run.classifier.predict(x) for name, x in (("kept", kept), ("gone", gone), ("mix", mixture))}
         near = ((1 - share) * distance(logits["mix"], inputs["targets"])).exp()
         expected = (
             (near / (share * distance(logits["mix"], inputs["proxy_targets"]) / TAU_MIX).exp().sum()).log().mean()
@@ -107,10 +112,10 @@ class TestLosses:
         assert found == pytest.approx(float(expected + OMEGA * real), abs=1e-5)
 
     def test_a_retained_target_has_no_share_of_the_forgotten_class(self, tmp_path):
-        run = make(tmp_path, max_steps=1)
-        run.train()
-        assert (run.plan.targets[:, 2] == 0).all() and torch.allclose(run.plan.targets.sum(1), torch.ones(24))
-        assert (run.plan.proxies.targets[:, 2] > 0).any()
+        job = make(tmp_path, max_steps=1)
+        job.train()
+        assert (job.run.plan.targets[:, 2] == 0).all() and torch.allclose(job.run.plan.targets.sum(1), torch.ones(24))
+        assert (job.run.plan.proxies.targets[:, 2] > 0).any()
 
 
 class TestMixBlock:
@@ -161,17 +166,29 @@ class TestMixBlock:
         assert change[0, 1] > 1e-3 and change.sum() == change[0, 1]
 
 
+def behind_the_generator(monkeypatch, callback):
+    """A callback of the trainer's would come before the plan's."""
+    prepare = MixUnlearn.prepare
+
+    def with_one_more(method, run):
+        plan = prepare(method, run)
+        plan.callbacks.append(callback)
+        return plan
+
+    monkeypatch.setattr(MixUnlearn, "prepare", with_one_more)
+
+
 class TestGenerator:
-    def test_its_step_changes_nothing_but_itself_and_makes_the_models_loss_larger(self, tmp_path):
-        run = make(tmp_path, "resnet", max_steps=1)
+    def test_its_step_changes_nothing_but_itself_and_makes_the_models_loss_larger(self, tmp_path, monkeypatch):
+        job = make(tmp_path, "resnet", max_steps=1)
         seen = {}
 
         class Probe(TrainerCallback):
             def on_train_begin(self, args, state, control, **_):
-                generator = run.method.generator
+                generator = job.method.generator
                 weights = torch.full((8,), 1 / 8)
-                draws = Draws(run, 12)
-                kept, targets = run.retain.pixels[:8].float() / 255, run.plan.targets[:8]
+                draws = Draws(job.run, 12)
+                kept, targets = job.run.retained.pixels[:8].float() / 255, job.run.plan.targets[:8]
 
                 def loss():
                     gone = generator.pixels[draws.rows].float() / 255
@@ -183,56 +200,43 @@ class TestGenerator:
                         )
                     )
 
-                before, held = loss(), {k: v.clone() for k, v in run.model.state_dict().items()}
+                before, held = loss(), {k: v.clone() for k, v in job.model.state_dict().items()}
                 for _ in range(5):
                     generator.step(kept, targets, weights, draws)
                 seen["losses"] = before, loss()
-                seen["same"] = all(torch.equal(held[k], v) for k, v in run.model.state_dict().items())
-                everything = [*run.model.parameters(), *generator.average.parameters()]
+                seen["same"] = all(torch.equal(held[k], v) for k, v in job.model.state_dict().items())
+                everything = [*job.model.parameters(), *generator.average.parameters()]
                 seen["grads"] = [p.grad for p in everything if p.grad is not None]
 
-        run.add_callback(Probe())
-        build = run.run_training
-
-        def with_generator_first(*arguments):
-            run.remove_callback(Probe)
-            run.plan.callbacks.append(Probe())
-            return build(*arguments)
-
-        run.run_training = with_generator_first
-        run.train()
+        behind_the_generator(monkeypatch, Probe())
+        job.train()
         assert seen["losses"][1] > seen["losses"][0] and seen["same"] and not seen["grads"]
 
     def test_the_models_loss_gives_the_generator_no_gradient(self, tmp_path):
-        run = make(tmp_path, max_steps=1)
-        run.train()
-        assert all(p.grad is None for p in run.method.generator.mix_block.parameters())
+        job = make(tmp_path, max_steps=1)
+        job.train()
+        assert all(p.grad is None for p in job.method.generator.mix_block.parameters())
 
-    def test_it_moves_every_fourth_step_and_the_average_follows_the_model(self, tmp_path):
-        run, moved, gaps = make(tmp_path, max_steps=9), [], []
+    @pytest.mark.slow
+    def test_it_moves_every_fourth_step_and_the_average_follows_the_model(self, tmp_path, monkeypatch):
+        job, moved, gaps = make(tmp_path, max_steps=9), [], []
 
         class Look(TrainerCallback):
             def on_step_begin(self, args, state, control, **_):
-                generator = run.method.generator
+                generator = job.method.generator
                 self.before = [p.clone() for p in generator.mix_block.parameters()]
                 self.average = [p.clone() for p in generator.average.model.parameters()]
 
             def on_step_end(self, args, state, control, **_):
-                generator = run.method.generator
+                generator = job.method.generator
                 pairs = zip(self.before, generator.mix_block.parameters(), strict=True)
                 if any(not torch.equal(a, b) for a, b in pairs):
                     moved.append(state.global_step - 1)
-                triples = zip(self.average, generator.average.model.parameters(), run.model.parameters(), strict=True)
+                triples = zip(self.average, generator.average.model.parameters(), job.model.parameters(), strict=True)
                 gaps.extend(float((new - (0.999 * old + 0.001 * mine)).abs().max()) for old, new, mine in triples)
 
-        append = run.run_training
-
-        def last(*arguments):
-            run.plan.callbacks.append(Look())
-            return append(*arguments)
-
-        run.run_training = last
-        run.train()
+        behind_the_generator(monkeypatch, Look())
+        job.train()
         assert moved == [0, 4, 8] and max(gaps) < 1e-6
 
     def test_a_model_without_maps_is_refused_with_the_way_out(self, easy):
@@ -245,17 +249,19 @@ def weights_to(folder, name):
     size = int(os.environ.get("WORLD_SIZE", "1"))
     retain = images([0, 1, 3, 4] * 6 + [0], seed=2)  # the last batch has one row
     batch = {"per_device_train_batch_size": 8 // size, "max_steps": 10}
-    run = make(folder / f"{name}{size}", "resnet", name, **{**FIXED, "retain": retain, **batch})
-    run.train()
-    tensors = run.model.state_dict() | {"moved": (run.model.classifier[-1].weight - run.original_weights[run.head])}
+    job = make(folder / f"{name}{size}", "resnet", name, **{**FIXED, "retain": retain, **batch})
+    job.train()
+    head = job.run.head
+    tensors = job.model.state_dict() | {"moved": job.run.layers[head].weight - job.original[f"{head}.weight"]}
     if name == "mixunlearn":
-        tensors |= {f"mix_block/{key}": value for key, value in run.method.generator.mix_block.state_dict().items()}
+        tensors |= {f"mix_block/{key}": value for key, value in job.method.generator.mix_block.state_dict().items()}
     if os.environ.get("RANK", "0") == "0":
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}{size}.safetensors")
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize("name", ["mixunlearn", "mixup_unlearn"])
+@pytest.mark.slow
 def test_two_processes_end_as_one_does(tmp_path, name):
     for size in (1, 2):
         children.run_group(size, weights_to, tmp_path, name)
@@ -266,19 +272,22 @@ def test_two_processes_end_as_one_does(tmp_path, name):
 
 
 class TestCheckpoints:
+    @pytest.mark.slow
     def test_what_belongs_to_deleted_checkpoints_is_deleted_and_all_of_it_in_the_end(self, tmp_path):
         seen = []
 
         class Look(TrainerCallback):
             def on_step_end(self, args, state, control, **_):
-                seen.append(sorted(path.stem for path in run.cache.folder.glob("generator-*.safetensors")))
+                seen.append(sorted(path.stem for path in job.run.stages.folder.glob("generator-*.safetensors")))
 
-        run = make(tmp_path, save_strategy="steps", save_steps=3, save_total_limit=1)
-        run.add_callback(Look())
-        run.train()
+        job = make(tmp_path, save_strategy="steps", save_steps=3, save_total_limit=1)
+        job.add_callback(Look())
+        job.train()
         assert seen[4] == [kept_name(3)] and seen[-2] == [kept_name(9)]
-        assert not list(run.cache.root.rglob("generator-*"))
+        job.save_model()
+        assert not list(tmp_path.rglob("generator-*"))
 
+    @pytest.mark.slow
     def test_a_checkpoint_whose_generator_is_gone_is_refused(self, tmp_path):
         class Cut(BaseException):
             pass
@@ -289,10 +298,10 @@ class TestCheckpoints:
                     raise Cut
 
         options = {"save_strategy": "steps", "save_steps": 4}
-        run = make(tmp_path, **options)
-        run.add_callback(CutAt())
+        job = make(tmp_path, **options)
+        job.add_callback(CutAt())
         with pytest.raises(Cut):
-            run.train()
-        run.cache.path(kept_name(4)).unlink()
+            job.train()
+        job.run.stages.path(kept_name(4)).unlink()
         with pytest.raises(UnlearningError, match=r"step 4 .* Leave resume_from_checkpoint out"):
             make(tmp_path, **options).train(resume_from_checkpoint=True)

@@ -2,13 +2,13 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from retained import cross_entropy_gradient, even, gradient, one_step, retained_run, rows, stand_in
-from tiny import trainer
+from tiny import config, trainer
 
-from zspag_hf import UnlearningConfig
-from zspag_hf.methods import NegGrad
+from zspag_hf.methods.neggrad import NegGrad
 
 
 def losses(stand, inputs):
@@ -48,7 +48,7 @@ def test_an_image_beyond_an_even_guess_has_no_part_in_it():
 
 
 def test_a_step_with_retained_images_is_alpha_of_theirs_less_the_rest_of_the_others():
-    stand = stand_in(retain="there")
+    stand = stand_in(retained="there")
     pixels, targets = rows([2, 0, 1, 1], seed=1)
     forgotten, labels = believed(stand, 2)
     inputs = {"pixels": pixels, "targets": targets, "weights": even(4)}
@@ -59,40 +59,40 @@ def test_a_step_with_retained_images_is_alpha_of_theirs_less_the_rest_of_the_oth
 
 def test_a_run_pairs_every_retained_image_and_takes_that_step(tmp_path):
     options = {"max_steps": 1, "per_device_train_batch_size": 24, "learning_rate": 0.1}
-    run, start = retained_run(tmp_path, "neggrad", **options)
-    run.train()
-    pairs = run.train_dataset.pairs[torch.arange(24) % len(run.train_dataset.pairs)]
+    job, start = retained_run(tmp_path, "neggrad", **options)
+    job.train()
+    pairs = job.train_dataset.pairs[torch.arange(24) % len(job.train_dataset.pairs)]
     assert torch.bincount(pairs).tolist() == [2] * 12, "forget images are gone through again and again"
-    forget, retain = run.forget, run.retain
+    forget, retain = job.run.forget, job.run.retained
 
     def loss(model):
         gone = F.cross_entropy(model(forget.pixels), forget.labels, reduction="none").clamp(max=math.log(5)).mean()
         return 0.95 * F.cross_entropy(model(retain.pixels), retain.labels) - 0.05 * gone
 
-    one_step(run, start, loss, 0.1)
+    one_step(job, start, loss, 0.1)
 
 
+@pytest.mark.slow
 def test_it_stops_beyond_an_even_guess(tmp_path):
     ends = []
     for epochs in (60, 90):
-        run = trainer(tmp_path / str(epochs), method="neggrad", learning_rate=0.05, num_train_epochs=epochs)
-        run.train()
-        loss = F.cross_entropy(run.classifier.predict(run.forget.pixels), run.forget.labels, reduction="none")
+        job = trainer(tmp_path / str(epochs), method="neggrad", learning_rate=0.05, num_train_epochs=epochs)
+        job.train()
+        logits, labels = job.run.classifier.predict(job.run.forget.pixels), job.run.forget.labels
+        loss = F.cross_entropy(logits, labels, reduction="none")
         assert loss.min() > math.log(5)
-        ends.append(run.model.state_dict())
+        ends.append(job.model.state_dict())
     assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
 
 
+@pytest.mark.slow
 def test_it_stays_finite_at_a_rate_far_too_high(tmp_path):
-    run = trainer(tmp_path, "resnet", method="neggrad", learning_rate=1.0, num_train_epochs=60)
-    run.train()
-    assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
+    job = trainer(tmp_path, "resnet", method="neggrad", learning_rate=1.0, num_train_epochs=60)
+    job.train()
+    assert all(torch.isfinite(value).all() for value in job.model.state_dict().values())
 
 
 def test_the_published_rates_go_by_the_number_of_labels(tmp_path):
-    args = UnlearningConfig(output_dir=str(tmp_path), method="neggrad")
-    rates = []
-    for labels in (10, 100):
-        args.complete(labels)
-        rates.append(args.learning_rate)
-    assert rates == [5e-5, 8e-5] and args.num_train_epochs == 30
+    made = [NegGrad().completed(config(tmp_path), labels) for labels in (10, 100)]
+    assert [method.learning_rate for method, _ in made] == [args.learning_rate for _, args in made] == [5e-5, 8e-5]
+    assert made[0][0].num_train_epochs == 30

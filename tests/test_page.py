@@ -8,7 +8,7 @@ from sample_reports import ABSENT, full, minimal
 
 import zspag_hf.report.figures
 from zspag_hf.metrics import METRICS
-from zspag_hf.report.figures import FIGURES
+from zspag_hf.report.figures import FIGURES, style
 from zspag_hf.report.page import render
 from zspag_hf.report.report import UnlearningReport
 from zspag_hf.report.sentences import NO_CERTIFICATE, reading
@@ -89,8 +89,8 @@ def test_the_page_loads_nothing(text):
 
 
 def test_pictures_are_the_pngs_and_nothing_else(text):
-    found = [a["src"].removeprefix("data:image/png;base64,") for tag, a in Page(text).tags if tag == "img"]
-    assert sorted(map(base64.b64decode, found)) == sorted(PICTURES.values())
+    sources = [a["src"].removeprefix("data:image/png;base64,") for tag, a in Page(text).tags if tag == "img"]
+    assert sorted(map(base64.b64decode, sources)) == sorted(PICTURES.values())
     assert all(a["alt"] for tag, a in Page(text).tags if tag == "img")
 
 
@@ -152,12 +152,14 @@ def test_before_evaluation_only_the_numbers_are_saved(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["unlearning_report.json"]
 
 
-def test_an_evaluated_report_is_saved_with_page_and_pictures(tmp_path, report):
+def test_an_evaluated_report_is_saved_with_page_and_pictures(tmp_path, report, monkeypatch):
+    few = {name: FIGURES[name] for name in ("layers", "projection")}  # drawn sooner; all of them: test_figures.py
+    monkeypatch.setattr(zspag_hf.report.figures, "FIGURES", few)
     path = report.save(str(tmp_path))
     assert UnlearningReport.load(str(tmp_path)) == report
-    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    pictures = [f"figures/{name}.png" for name in FIGURES]
-    assert found == sorted([*pictures, "unlearning_report.html", "unlearning_report.json"]) and path.endswith(".json")
+    names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    pictures = [f"figures/{name}.png" for name in few]
+    assert names == sorted([*pictures, "unlearning_report.html", "unlearning_report.json"]) and path.endswith(".json")
     page = Path(tmp_path, "unlearning_report.html").read_text(encoding="utf-8")
     for picture in pictures:
         assert base64.b64encode((tmp_path / picture).read_bytes()).decode() in page
@@ -165,7 +167,9 @@ def test_an_evaluated_report_is_saved_with_page_and_pictures(tmp_path, report):
 
 
 def test_a_failure_in_drawing_loses_no_number_and_spoils_no_file(tmp_path, monkeypatch):
-    report = full(classes=3, layers=2)
+    report, layers = full(classes=3, layers=2), FIGURES["layers"]
+    monkeypatch.setattr(style, "DPI", 30)
+    monkeypatch.setattr(zspag_hf.report.figures, "FIGURES", {"layers": layers})
     report.save(str(tmp_path))
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
@@ -183,5 +187,17 @@ def test_a_failure_in_drawing_loses_no_number_and_spoils_no_file(tmp_path, monke
 
 
 def test_the_same_report_gives_the_same_page():
-    report = full(classes=3, layers=2)
-    assert render(report) == render(report)
+    """And the same pictures: tests/test_figures.py."""
+    assert render(full(), PICTURES) == render(full(), PICTURES)
+
+
+def test_the_methods_options_stand_with_the_runs_and_an_older_report_has_both_in_config(report):
+    older, newer = full(), full()
+    older.config |= {"forget_views": 48, "energy_threshold": 0.97, "variant": "paper"}
+    newer.config |= {"forget_views": 48}
+    newer.method_options = {"energy_threshold": 0.97}
+    for given in (older, newer):
+        words = Page(render(given, PICTURES)).words
+        assert "10 , each as 48 random crops" in words or "10, each as 48 random crops" in words
+        assert "energy_threshold 0.97" in words and "forget_views 48" in words
+    assert "zspag, paper, seed 0" in Page(render(older, PICTURES)).words

@@ -1,38 +1,41 @@
-"""No result depends on how many processes there are: stages, readings, weights and counts under one, two and three."""
+"""No result depends on how many processes there are: stages, choices, weights and counts under one and two."""
 
+import itertools
 import json
 import os
 
 import pytest
 import torch
 from accelerate import PartialState
-from children import run_group
+from children import ended, start_group
 from safetensors.torch import load_file, save_file
 from tiny import images, trainer
 from transformers import TrainerCallback
 
-from zspag_hf import processes
+from zspag_hf import UnlearningError
+from zspag_hf.parallel import processes
 from zspag_hf.parallel.batches import SharedBatches
 from zspag_hf.parallel.processes import each_shared, my_batches, tensors_from_first
 from zspag_hf.pipeline.classifier import gradient_batch
+from zspag_hf.trainer.stage_cache import FOLDER, StageCache
 
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 GLOBAL_BATCH = 6
 BEE = {"forget_classes": ["bee"]}  # the class that the tiny models see in random images
-FIXED = {"adaptive": False, "learning_rate": 0.005, "optim_args": "momentum=0.9", **BEE}
-HARD = {**FIXED, "constraint": "hard", "energy_threshold": 0.9}
+PAPER = {
+    **{"method": "zspag_paper", "proxy_policy": "quota", "targets": "renormalised", "tilt": "influence", **BEE},
+    **{"subspace_merge": "gram", "energy_threshold": 0.9, "learning_rate": 0.005, "optim_args": "momentum=0.9"},
+}
 MANY = {"images": 98, "proxies_per_class": 98}  # neither batches of attacks nor of training come out even
 JOBS = {
-    "adaptive": {"images": 13, "max_steps": 20, **BEE},
-    "adaptive_many": {**MANY, "max_steps": 10, **BEE},
-    "hard": {"images": 13, "max_steps": 9, **HARD},
-    "hard_resnet": {**MANY, "family": "resnet", "max_steps": 13, **HARD},
-    "random_labels": {"images": 13, "method": "random_labels", "max_steps": 6, "learning_rate": 0.005, **BEE},
+    "default": {"images": 13, "max_steps": 20, **BEE},
+    "paper": {**MANY, "family": "resnet", "max_steps": 13, **PAPER},
+    "retained": {"images": 13, "method": "scrub", "max_steps": 9, "learning_rate": 0.005, **BEE},
     "amun": {"images": 74, "method": "amun", "forget_classes": None, "max_steps": 6, "learning_rate": 0.005},
 }
-EVALUATED = ("adaptive", "hard")
-OTHERS = ("random_labels", "amun")
-RESUMED = {"max_steps": 12, "save_strategy": "steps", "save_steps": 4, **HARD}
+CONSTRAINED = ("default", "paper")
+EVALUATED = "default"
+RESUMED = {"max_steps": 12, "save_strategy": "steps", "save_steps": 4, **PAPER}
 SOME = {
     "flags": torch.tensor([True, False, True]),
     "numbers": torch.tensor([[2**40, -1]]),
@@ -57,6 +60,8 @@ class CutAt(TrainerCallback):
 def make_trainer(folder, options, test=None):
     options = {**options, "per_device_train_batch_size": GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", "1"))}
     label = 2 if options.get("method") == "amun" else 1
+    if options.get("method") == "scrub":
+        options["retain"] = images([0, 2, 3, 4] * 4, seed=2)
     options["forget"] = images([label] * options.pop("images", 13), seed=1)
     return trainer(folder, options.pop("family", "vit"), test=test, per_device_eval_batch_size=4, **options)
 
@@ -66,19 +71,20 @@ def weights(run):
 
 
 def job(name, folder):
-    """One run, what it read and made: its stages as tensors, facts, weights, and what an evaluation counts."""
+    """One run, what it chose and made: its stages as tensors, facts, weights, and what an evaluation counts."""
     run = make_trainer(folder / name, JOBS[name], images([0, 1, 2, 3, 4, 1, 2] * 3, seed=3))
-    seen, facts, finished = {}, {}, run.finished
+    seen, facts, stage = {}, {}, StageCache.stage
 
-    def recorded(stage, *arguments):
-        tensors, found = finished(stage, *arguments)
-        seen.update({f"{stage}/{key}": tensor.clone() for key, tensor in tensors.items()})
-        facts[stage] = found
-        return tensors, found
+    def recorded(cache, kind, make):
+        tensors, told, seconds = stage(cache, kind, make)
+        seen.update({f"{kind}/{key}": tensor.clone() for key, tensor in tensors.items()})
+        facts[kind] = told
+        return tensors, told, seconds
 
-    run.finished = recorded
-    run.train()
-    metrics = run.evaluate() if name in EVALUATED else {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageCache, "stage", recorded)
+        run.train()
+    metrics = run.evaluate() if name == EVALUATED else {}
     counts = {key: value for key, value in metrics.items() if "acc" in key}
     report = run.report
     facts = {"stages": facts, "curve": report.curve, "choice": report.choice, "counts": counts}
@@ -98,8 +104,9 @@ def resumed(folder):
     return weights(run)
 
 
-def shared_things():
-    """What a real process group gives for things that are not floats, and for fewer items than processes."""
+def shared_things(folder):
+    """What a real process group gives for things that are not floats, for fewer items than processes, and for an error
+    that the first process alone meets."""
     rank = processes.rank_and_size()[0]
     received = tensors_from_first(SOME if rank == 0 else None)
     assert tensors_from_first(None) is None
@@ -109,50 +116,52 @@ def shared_things():
     total = processes.summed(torch.tensor([1, rank]))
     size = processes.rank_and_size()[1]
     assert total.tolist() == [size, size * (size - 1) // 2] and total.dtype == torch.long
+    if rank == 0:
+        (folder / FOLDER).write_text("")
+    with pytest.raises(UnlearningError, match="stages cannot be kept"):
+        StageCache(folder, {})
 
 
-def jobs_of(count):
-    return [name for name in JOBS if count < 3 or name not in OTHERS]
-
-
-def main(folder, jobs):
+def main(folder):
     """All jobs in one process group; the first process writes."""
-    for name in jobs:
+    for name in JOBS:
         tensors, facts = job(name, folder)
         if PartialState().is_main_process:
             save_file(tensors, folder / f"{name}.safetensors")
             (folder / f"{name}.json").write_text(json.dumps(facts))
-    shared_things()
-    if (folder / "cut").is_dir():
-        found = resumed(folder / "cut")
+    if PartialState().num_processes > 1:
+        shared_things(folder)
+        after = resumed(folder / "cut")
         if PartialState().is_main_process:
-            save_file(found, folder / "resumed.safetensors")
+            save_file(after, folder / "resumed.safetensors")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Number of processes -> job -> (tensors, facts); the folder of each under "folders"."""
-    found = {"folders": {}}
-    for count in (1, 2, 3):
-        folder = found["folders"][count] = tmp_path_factory.mktemp(f"processes{count}")
-        if count == 2:
-            with pytest.raises(Cut):
-                run = make_trainer(folder / "cut", RESUMED)
-                run.add_callback(CutAt(10))
-                run.train()
-        run_group(count, main, folder, jobs_of(count))
-        found[count] = {
+    """Number of processes -> job -> (tensors, facts); what the pair resumed under 0."""
+    folders = {count: tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)}
+    with pytest.raises(Cut):
+        run = make_trainer(folders[2] / "cut", RESUMED)
+        run.add_callback(CutAt(10))
+        run.train()
+    pair = start_group(2, main, folders[2])
+    main(folders[1])
+    for process, log in pair:
+        ended(process, log)
+    held = {
+        count: {
             name: (load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text()))
-            for name in jobs_of(count)
+            for name in JOBS
         }
-    return found
+        for count, folder in folders.items()
+    }
+    return held | {0: load_file(folders[2] / "resumed.safetensors")}
 
 
 def pairs(results, jobs=JOBS):
-    """(name, one process's tensors and facts, those of two or three)."""
-    for count in (2, 3):
-        for name in (name for name in jobs if name in results[count]):
-            yield f"{name}, {count} processes", results[1][name], results[count][name]
+    """(name, one process's tensors and facts, those of two)."""
+    for name in jobs:
+        yield name, results[1][name], results[2][name]
 
 
 def part(tensors, stage):
@@ -160,49 +169,49 @@ def part(tensors, stage):
 
 
 @needs_gloo
+@pytest.mark.slow
 class TestAnyNumberOfProcesses:
     def test_the_same_stages_are_made(self, results):
         for name, (one, facts), (more, other) in pairs(results):
             assert {k: (v.shape, v.dtype) for k, v in one.items()} == {k: (v.shape, v.dtype) for k, v in more.items()}
             assert list(facts["stages"]) == list(other["stages"]), name
-        made = set(results[1]["adaptive"][1]["stages"])
-        assert made == {"proxies", "held_out_proxies", "subspaces", "pseudo_labels", "adaptation", "layers"}
+        made = {name: set(results[1][name][1]["stages"]) for name in JOBS}
+        stages = {"proxies", "subspaces", "pseudo_labels", "layers"}
+        assert made["paper"] == stages and made["default"] == stages | {"held_out_proxies", "adaptation"}
+        assert made["retained"] == {"teacher"} and made["amun"] == {"adversaries"}
 
     def test_batches_are_more_and_fewer_than_processes(self, results):
         """The jobs cover both: one of them has three batches of attacks, another one a single batch."""
-        facts = {name: found[1]["stages"]["proxies"]["attempted"] for name, found in results[1].items() if "ad" in name}
+        attempted = {name: results[1][name][1]["stages"]["proxies"]["attempted"] for name in CONSTRAINED}
         batch = gradient_batch(torch.zeros(1, 3, 8, 8))
-        assert 2 * batch < facts["adaptive_many"] and facts["adaptive"] <= batch
+        assert 2 * batch < attempted["paper"] and attempted["default"] <= batch
 
-    @pytest.mark.parametrize("stage", ["proxies", "held_out_proxies", "adversaries"])
-    def test_proxies_are_the_same_to_the_last_bit(self, results, stage):
-        found = 0
-        for name, (one, facts), (more, other) in pairs(results):
-            for key, tensor in part(one, stage).items():
-                assert torch.equal(tensor, more[key]), (name, key)
-                found += len(tensor)
-            assert facts["stages"].get(stage) == other["stages"].get(stage), name
-        assert found
+    def test_proxies_are_the_same_to_the_last_bit(self, results):
+        for stage, jobs in (("proxies", CONSTRAINED), ("held_out_proxies", ["default"]), ("adversaries", ["amun"])):
+            for name, (one, facts), (more, other) in pairs(results, jobs):
+                assert sum(len(tensor) for tensor in part(one, stage).values())
+                for key, tensor in part(one, stage).items():
+                    assert torch.equal(tensor, more[key]), (name, key)
+                assert facts["stages"][stage] == other["stages"][stage], name
 
     def test_gram_matrices(self, results):
-        found = 0
-        for name, (one, _), (more, _) in pairs(results):
+        for name, (one, _), (more, _) in pairs(results, CONSTRAINED):
+            assert part(one, "subspaces")
             for key, gram in part(one, "subspaces").items():
                 assert (gram - more[key]).abs().max() <= 1e-9 * gram.abs().max(), (name, key)
-                found += 1
-        assert found
 
-    def test_pseudo_labels(self, results):
-        found = 0
-        for name, (one, _), (more, _) in pairs(results):
+    def test_targets(self, results):
+        for name, (one, _), (more, _) in pairs(results, CONSTRAINED):
+            assert part(one, "pseudo_labels").keys() == {"pseudo_labels/targets", "pseudo_labels/influence"}
             for key, targets in part(one, "pseudo_labels").items():
                 limit = 1e-6 if key.endswith("targets") else 1e-4 * float(targets.abs().max())
                 assert (targets - more[key]).abs().max() <= limit, (name, key)
-                found += 1
-        assert found
+        one, more = (results[count]["retained"][0]["teacher/logits"] for count in (1, 2))
+        assert len(one) == 13 + 16
+        torch.testing.assert_close(one, more)
 
-    def test_choices_and_readings(self, results):
-        for name, (_, facts), (_, other) in pairs(results, ("adaptive", "adaptive_many")):
+    def test_choices_and_what_they_were_made_by(self, results):
+        for name, (_, facts), (_, other) in pairs(results, ["default"]):
             assert facts["choice"]["energy_threshold"] == other["choice"]["energy_threshold"], name
             assert facts["choice"]["learning_rate"] == pytest.approx(other["choice"]["learning_rate"], rel=1e-4)
             assert len(facts["curve"]) == len(other["curve"]) > 2
@@ -210,45 +219,43 @@ class TestAnyNumberOfProcesses:
                 assert mine == pytest.approx(theirs, abs=1e-5), name
 
     def test_facts_of_the_layers(self, results):
-        for name, (_, facts), (_, other) in pairs(results, ("adaptive", "adaptive_many", "hard", "hard_resnet")):
+        for name, (_, facts), (_, other) in pairs(results, CONSTRAINED):
             assert len(facts["layers"]) == len(other["layers"]) > 1
             for mine, theirs in zip(facts["layers"], other["layers"], strict=True):
                 assert mine["name"] == theirs["name"]
                 for key in mine.keys() - {"name"}:
                     assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), (name, mine["name"], key)
 
-    def test_weights(self, results):
+    def test_weights_which_moved_by_far_more_than_they_differ(self, results, tmp_path):
+        start = weights(make_trainer(tmp_path, JOBS["default"]))
         for name, (one, facts), (more, other) in pairs(results):
             assert facts["steps"] == other["steps"]
             for key, weight in part(one, "weights").items():
                 torch.testing.assert_close(more[key], weight, atol=1e-5, rtol=0, msg=lambda m, n=name, k=key: n + k + m)
-
-    def test_the_runs_moved_the_weights_by_far_more_than_they_differ(self, results):
-        for name in JOBS:
-            layers = results[1][name][1]["layers"]
-            assert name in OTHERS or max(layer["weight_change"] for layer in layers) > 1e-3, name
-        trained = [part(results[1][name][0], "weights") for name in ("random_labels", "amun", "hard")]
-        for one, other in ((0, 1), (0, 2), (1, 2)):
-            assert max(float((trained[one][k] - trained[other][k]).abs().max()) for k in trained[0]) > 1e-3
+            if JOBS[name].get("family", "vit") == "vit":
+                assert max(float((one[f"weights/{k}"] - v).abs().max()) for k, v in start.items()) > 1e-3, name
+            else:
+                assert max(layer["weight_change"] for layer in facts["layers"]) > 1e-3, name
 
     def test_every_image_counts_once_in_an_evaluation(self, results):
         """21 test images in batches of 4: with padding counted, accuracies would be other fractions."""
-        for name, (_, facts), (_, other) in pairs(results, EVALUATED):
-            assert facts["counts"] == other["counts"] and facts["images"] == other["images"], name
-            assert facts["images"]["forget"] == JOBS[name.split(",")[0]]["images"]
-            for model, row in facts["models"].items():
-                for score in row or {}:
-                    assert other["models"][model][score] == pytest.approx(row[score], abs=1e-5), (name, model, score)
-        counts = results[1]["hard"][1]["counts"]
-        assert counts["eval_acc_rt_micro"] * 15 == pytest.approx(round(counts["eval_acc_rt_micro"] * 15))
+        (_, facts), (_, other) = (results[count][EVALUATED] for count in (1, 2))
+        assert facts["counts"] == other["counts"] and facts["images"] == other["images"]
+        assert facts["images"]["forget"] == JOBS[EVALUATED]["images"]
+        for model, row in facts["models"].items():
+            for score in row or {}:
+                assert other["models"][model][score] == pytest.approx(row[score], abs=1e-5), (model, score)
+        retained = facts["images"]["test_retained"]
+        assert retained == 15
+        right = facts["counts"]["eval_acc_rt_micro"] * retained
+        assert right == pytest.approx(round(right))
 
     def test_a_run_that_one_process_began_goes_on_under_two(self, results, tmp_path):
         """From the checkpoint at step 8 of 12, at the same global batch."""
         whole = make_trainer(tmp_path, {**RESUMED, "save_strategy": "no"})
         whole.train()
-        found = load_file(results["folders"][2] / "resumed.safetensors")
         for name, weight in weights(whole).items():
-            torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0, msg=name)
+            torch.testing.assert_close(results[0][name], weight, atol=1e-5, rtol=0, msg=name)
 
 
 class TestSharedBatches:
@@ -260,15 +267,14 @@ class TestSharedBatches:
         samplers = [SharedBatches(count, together // size, rank, size, seed) for rank in range(size)]
         for sampler in samplers:
             sampler.set_epoch(epoch)
-        found = [list(sampler) for sampler in samplers]
-        assert [len(sampler) for sampler in samplers] == [len(batches) for batches in found], "as many as announced"
-        return list(zip(*found, strict=True))
+        drawn = [list(sampler) for sampler in samplers]
+        assert [len(sampler) for sampler in samplers] == [len(batches) for batches in drawn], "as many as announced"
+        return list(zip(*drawn, strict=True))
 
-    @pytest.mark.parametrize("size", [1, 2, 3, 6])
-    @pytest.mark.parametrize("count", [1, 5, 6, 7, 12, 13, 74])
-    def test_each_index_counts_once_an_epoch(self, count, size):
-        rows = [row for batch in self.epoch(count, size) for mine in batch for row in mine]
-        assert sorted(index for index, weight in rows if weight) == list(range(count))
+    def test_each_index_counts_once_an_epoch(self):
+        for size, count in itertools.product((1, 2, 3, 6), (1, 5, 6, 7, 12, 13, 74)):
+            rows = [row for batch in self.epoch(count, size) for mine in batch for row in mine]
+            assert sorted(index for index, weight in rows if weight) == list(range(count)), (size, count)
 
     @pytest.mark.parametrize("size", [1, 2, 3, 6])
     def test_the_mean_over_processes_is_the_mean_over_the_global_batch(self, size):
@@ -279,13 +285,12 @@ class TestSharedBatches:
             mean = sum(weight * values[index] for mine in batch for index, weight in mine) / size
             assert float(mean) == pytest.approx(float(values[members].mean()))
 
-    @pytest.mark.parametrize("size", [2, 3, 6])
-    @pytest.mark.parametrize("epoch", [0, 4])
-    def test_a_global_batch_holds_the_same_images_for_any_number_of_processes(self, size, epoch):
-        def batches(size):
+    def test_a_global_batch_holds_the_same_images_for_any_number_of_processes(self):
+        def batches(size, epoch):
             return [{i for mine in batch for i, weight in mine if weight} for batch in self.epoch(13, size, epoch)]
 
-        assert batches(size) == batches(1)
+        for size, epoch in itertools.product((2, 3, 6), (0, 4)):
+            assert batches(size, epoch) == batches(1, epoch), (size, epoch)
 
     def test_a_process_without_a_row_gets_one_that_does_not_count(self):
         last = self.epoch(13, 3)[-1]
@@ -304,18 +309,18 @@ class TestWholeBatches:
 
         return become
 
-    @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 200])
-    @pytest.mark.parametrize("size", [1, 2, 3, 7])
-    def test_batches_are_those_of_one_process_shared_out(self, as_process, count, size):
-        found = []
-        for rank in range(size):
-            as_process(rank, size)
-            found.append(my_batches(count, 64))
-        as_process(0, 1)
-        alone = my_batches(count, 64)
-        assert sorted((s.start, s.stop) for mine in found for s in mine) == [(s.start, s.stop) for s in alone]
-        assert torch.cat([torch.arange(count)[s] for s in alone] or [torch.arange(0)]).tolist() == list(range(count))
-        assert max(map(len, found)) - min(map(len, found)) <= 1, "nobody waits for another's second batch"
+    def test_batches_are_those_of_one_process_shared_out(self, as_process):
+        for size, count in itertools.product((1, 2, 3, 7), (0, 1, 63, 64, 65, 200)):
+            shares = []
+            for rank in range(size):
+                as_process(rank, size)
+                shares.append(my_batches(count, 64))
+            as_process(0, 1)
+            alone = my_batches(count, 64)
+            assert sorted((s.start, s.stop) for mine in shares for s in mine) == [(s.start, s.stop) for s in alone]
+            rows = torch.cat([torch.arange(count)[s] for s in alone] or [torch.arange(0)])
+            assert rows.tolist() == list(range(count)), (size, count)
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1, "nobody waits for another's second batch"
 
     @pytest.mark.parametrize("size", [2, 3, 5])
     def test_each_item_is_worked_on_by_one_process_and_known_to_all(self, as_process, monkeypatch, size):
@@ -323,8 +328,8 @@ class TestWholeBatches:
         monkeypatch.setattr(processes, "gather_object", lambda mine: gathered.extend(mine) or list(gathered))
         for rank in reversed(range(size)):
             as_process(rank, size)
-            found = each_shared(lambda item: worked.append(item) or item.upper(), items)
-        assert found == ["A", "B", "C", "D"], "in the order of the items, not of the processes"
+            known = each_shared(lambda item: worked.append(item) or item.upper(), items)
+        assert known == ["A", "B", "C", "D"], "in the order of the items, not of the processes"
         assert sorted(worked) == items
 
     def test_alone_nothing_is_sent(self, monkeypatch):

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_model, trainer
+from tiny import trainer
 
 from zspag_hf import UnlearningError
+from zspag_hf.pipeline import pseudo_labels as pseudo_labels_module
 from zspag_hf.pipeline.pseudo_labels import (
-    PRIORS,
     SIGNS,
     class_similarity,
     paper_pseudo_labels,
@@ -15,6 +15,7 @@ from zspag_hf.pipeline.pseudo_labels import (
     tilted_reweighting,
 )
 
+PRIORS = ["renormalised", "uniform", "second_best"]
 FORGET = [1, 4]
 KEEP = [0, 2, 3, 5]
 
@@ -141,61 +142,61 @@ class TestPaper:
     def labels(self):
         return torch.tensor([1, 4, 1, 1, 4, 1, 4])
 
-    @pytest.mark.parametrize("kl_weight", [0.0, 0.5, 1.0, 10.0])
-    def test_rows_are_distributions_over_retained_classes(self, influence, labels, kl_weight):
-        on_the_simplex(paper_pseudo_labels(influence, labels, FORGET, kl_weight).targets)
+    @pytest.fixture
+    def made(self, monkeypatch):
+        """A function: the targets after so many steps, with a weight of the penalty."""
 
-    def test_same_seed_same_labels(self, influence, labels):
-        first = paper_pseudo_labels(influence, labels, FORGET, seed=3).targets
+        def make(influence, labels, penalty=pseudo_labels_module.PENALTY, steps=60, **options):
+            monkeypatch.setattr(pseudo_labels_module, "PENALTY", penalty)
+            monkeypatch.setattr(pseudo_labels_module, "PAPER_STEPS", steps)
+            return paper_pseudo_labels(influence, labels, FORGET, **options).targets
+
+        return make
+
+    @pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0, 10.0])
+    def test_rows_are_distributions_over_retained_classes(self, influence, labels, penalty, made):
+        on_the_simplex(made(influence, labels, penalty))
+
+    def test_same_seed_same_labels(self, influence, labels, made):
+        first = made(influence, labels, seed=3)
         torch.manual_seed(99)
-        assert torch.equal(paper_pseudo_labels(influence, labels, FORGET, seed=3).targets, first)
-        few = (paper_pseudo_labels(influence, labels, FORGET, steps=2, seed=s).targets for s in (3, 4))
+        assert torch.equal(made(influence, labels, seed=3), first)
+        few = (made(influence, labels, steps=2, seed=s) for s in (3, 4))
         assert not torch.allclose(*few, atol=1e-2)
 
-    def test_the_start_is_a_random_softmax(self, influence, labels):
+    def test_the_start_is_a_random_softmax(self, influence, labels, made):
         z = torch.randn(7, 6, generator=torch.Generator().manual_seed(3))
         z[:, FORGET] = -torch.inf
-        torch.testing.assert_close(
-            paper_pseudo_labels(influence, labels, FORGET, steps=0, seed=3).targets, z.softmax(1)
-        )
+        torch.testing.assert_close(made(influence, labels, steps=0, seed=3), z.softmax(1))
 
-    def test_descends_eq_10(self, influence, labels):
+    def test_descends_eq_10(self, influence, labels, made):
         """Without the penalty, sum_k y_k a_ik goes down from its start, towards the smallest a."""
-        change = [
-            (paper_pseudo_labels(influence, labels, FORGET, kl_weight=0.0, steps=n).targets * influence).sum(1)
-            for n in (0, 20, 400)
-        ]
+        change = [(made(influence, labels, 0.0, n) * influence).sum(1) for n in (0, 20, 400)]
         assert (change[1] < change[0]).all() and (change[2] < change[1]).all()
         smallest = influence[:, KEEP].amin(1)
         assert (change[2] - smallest < 0.1 * (change[0] - smallest) + 0.02).all()
 
-    def test_the_other_sign_climbs_it(self, influence, labels):
-        change = [
-            (paper_pseudo_labels(influence, labels, FORGET, 0.0, steps=n, sign="upweight").targets * influence).sum(1)
-            for n in (0, 20)
-        ]
+    def test_the_other_sign_climbs_it(self, influence, labels, made):
+        change = [(made(influence, labels, 0.0, n, sign="upweight") * influence).sum(1) for n in (0, 20)]
         assert (change[1] > change[0]).all()
 
-    def test_the_penalty_pushes_away_from_the_true_label(self, influence):
+    def test_the_penalty_pushes_away_from_the_true_label(self, influence, made):
         """With the true label among the allowed ones, its share shrinks as the weight grows."""
         labels = torch.tensor([0, 2, 3, 5, 0, 2, 3])
         shares = [
-            paper_pseudo_labels(0.1 * influence, labels, FORGET, weight).targets.gather(1, labels[:, None]).mean()
-            for weight in (0.0, 0.1, 3.0)
+            made(0.1 * influence, labels, weight, 100).gather(1, labels[:, None]).mean() for weight in (0.0, 0.1, 3.0)
         ]
         assert shares[0] > shares[1] > shares[2]
         assert shares[2] < 0.05
 
     def test_influence_is_left_alone_and_returned(self, influence, labels):
+        """Also where no gradients are recorded."""
         kept = influence.clone()
         result = paper_pseudo_labels(influence, labels, FORGET)
         assert result.influence is influence and torch.equal(influence, kept)
         assert not result.targets.requires_grad
-
-    def test_works_inside_no_grad(self, influence, labels):
-        expected = paper_pseudo_labels(influence, labels, FORGET).targets
         with torch.no_grad():
-            assert torch.equal(paper_pseudo_labels(influence, labels, FORGET).targets, expected)
+            assert torch.equal(paper_pseudo_labels(influence, labels, FORGET).targets, result.targets)
 
 
 class TestTiltedReweighting:
@@ -218,8 +219,9 @@ class TestTiltedReweighting:
         assert tilted_reweighting(logits, [0], head).targets[0].tolist() == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.parametrize("prior", PRIORS)
-    def test_without_a_tilt_it_is_the_prior(self, prior, logits):
-        found = tilted_reweighting(logits, FORGET, torch.randn(6, 4), prior=prior, beta=0.0).targets
+    def test_without_a_tilt_it_is_the_prior(self, prior, logits, monkeypatch):
+        monkeypatch.setattr(pseudo_labels_module, "BETA", 0.0)
+        found = tilted_reweighting(logits, FORGET, torch.randn(6, 4), prior=prior).targets
         assert torch.equal(found, pseudo_labels(logits, FORGET, None, prior=prior).targets)
 
     @pytest.mark.parametrize("prior", PRIORS)
@@ -235,21 +237,23 @@ class TestTiltedReweighting:
         calm = tilted_reweighting(torch.tensor([[0.0, 0.0, -1.0, 0.5, 0.0, -2.0]]), [1], head).targets
         torch.testing.assert_close(targets, calm)
 
-    def test_it_is_the_nearest_distribution_to_the_prior_of_its_mean_similarity(self, logits):
+    def test_it_is_the_nearest_distribution_to_the_prior_of_its_mean_similarity(self, logits, monkeypatch):
         """Moving probability along any direction that keeps sum and mean similarity raises KL(q || prior)."""
         head = torch.randn(6, 4)
         s = class_similarity(head, FORGET)[KEEP]
         prior = pseudo_labels(logits, FORGET, None).targets[0, KEEP].double()
-        q = tilted_reweighting(logits, FORGET, head, beta=2.0).targets[0, KEEP].double()
+        monkeypatch.setattr(pseudo_labels_module, "BETA", 2.0)
+        q = tilted_reweighting(logits, FORGET, head).targets[0, KEEP].double()
         kl = lambda p: (p * (p / prior).log()).sum()  # noqa: E731
         free = torch.linalg.svd(torch.stack([torch.ones_like(s), s])).Vh[2:]
         for direction in (*free, *-free):
             moved = q + 0.3 * float(q.min()) * direction
             assert kl(moved) > kl(q)
 
-    def test_a_large_beta_overwrites_the_image(self, logits):
+    def test_a_large_beta_overwrites_the_image(self, logits, monkeypatch):
         head = torch.randn(6, 4)
-        targets = tilted_reweighting(logits, FORGET, head, beta=1e4).targets
+        monkeypatch.setattr(pseudo_labels_module, "BETA", 1e4)
+        targets = tilted_reweighting(logits, FORGET, head).targets
         assert targets.argmax(1).eq(int(class_similarity(head, FORGET).argmax())).all()
 
 
@@ -276,41 +280,33 @@ class TestClassSimilarity:
         head[1] = 1e3
         assert torch.equal(class_similarity(head, FORGET, [4]), expected) and expected[FORGET].eq(0).all()
 
-    def test_principal_components(self):
-        """All of them are the rows themselves; the first alone leaves their signs along it."""
-        head = torch.randn(6, 9).double()
-        torch.testing.assert_close(class_similarity(head, [2], components=5), class_similarity(head, [2]))
-        centred = head - head.mean(0)
-        along = centred @ torch.linalg.svd(centred).Vh[0]
-        side = (along * along[2] > 0).double()
-        expected = ((2 * side - 1) / 0.1)[[0, 1, 3, 4, 5]].softmax(0)
-        torch.testing.assert_close(class_similarity(head, [2], components=1)[[0, 1, 3, 4, 5]], expected)
 
-
+@pytest.mark.slow
 class TestSimilarityTiltOfTheMainMethod:
     def test_a_fixed_run_trains_on_the_tilted_prior(self, tmp_path):
-        run = trainer(tmp_path, tilt="similarity", adaptive=False, max_steps=1)
-        logits, rows = run.classifier.predict(run.forget.pixels), run.model.classifier.weight.detach().clone()
-        run.train()
+        job = trainer(tmp_path, method="zspag_paper", targets="renormalised", tilt="similarity", max_steps=1)
+        logits = job.run.classifier.predict(job.run.forget.pixels)
+        rows = job.model.classifier.weight.detach().clone()
+        job.train()
         expected = tilted_reweighting(logits, [2], rows).targets
-        torch.testing.assert_close(run.plan.targets, expected)
+        torch.testing.assert_close(job.run.plan.targets, expected)
         assert (expected - pseudo_labels(logits, [2], None).targets).abs().max() > 0.05, "the tilt is seen"
 
     def test_an_adaptive_run_with_another_prior(self, tmp_path):
-        run = trainer(tmp_path, tilt="similarity", prior="uniform", max_steps=4)
-        rows = run.model.classifier.weight.detach().clone()
-        run.train()
+        job = trainer(tmp_path, tilt="similarity", targets="uniform", max_steps=4)
+        rows = job.model.classifier.weight.detach().clone()
+        job.train()
         s = class_similarity(rows, [2])
         expected = (10 * s).masked_fill(torch.tensor([False, False, True, False, False]), -torch.inf).softmax(0)
-        torch.testing.assert_close(run.plan.targets, expected.float().expand(len(run.plan.targets), 5))
+        targets = job.run.plan.targets
+        torch.testing.assert_close(targets, expected.float().expand(len(targets), 5))
 
     @pytest.mark.parametrize("options", [{"method": "trw"}, {"tilt": "similarity", "scope": "all"}])
-    def test_a_model_without_a_head_is_refused_before_the_attacks(self, tmp_path, options, monkeypatch):
-        run = trainer(tmp_path, model=tiny_model(), **options)
-        run.head = None
-        monkeypatch.setattr("zspag_hf.methods.stages.make_proxies", lambda *_, **__: pytest.fail("attacked"))
+    def test_a_model_without_a_head_is_refused_before_the_attacks(self, tmp_path, options):
+        job = trainer(tmp_path, **options)
+        job.run.head = None
         with pytest.raises(UnlearningError, match=r"one output for each of its 5 labels.*tilt='none'"):
-            run.train()
+            job.method.check_model(job.run)
 
 
 def test_retained_mask():

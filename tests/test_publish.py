@@ -3,16 +3,19 @@
 import io
 import json
 import re
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from loopback_hub import NO_WAITS, LoopbackHub
-from tiny import images, tiny_model, tiny_processor, trainer
+from sample_reports import asked, full
+from tiny import images, tiny_model, tiny_processor
 
 from zspag_hf import UnlearningError, UnlearningReport
-from zspag_hf.trainer.publishing import check_result, code_files, push_folder, staged
+from zspag_hf.data.request import LEDGER
+from zspag_hf.report.figures import FIGURES
+from zspag_hf.trainer.publishing import check_result, code_files, copy_public, push_folder
 
 CARD = b"---\nlicense: apache-2.0\nlanguage: en\n---\n# A model of animals\n"
 PUBLIC = r"README\.md|(preprocessor_)?config\.json|model\.safetensors|unlearning_report\.(json|html)|figures/\w+\.png"
@@ -21,24 +24,26 @@ WHOLE_RUN = """
 import json, pathlib, sys
 import torch
 from safetensors.torch import save_file
-from tiny import config, images
+from tiny import asked, images
 from zspag_hf import UnlearningTrainer
 from zspag_hf.methods import stages
+from zspag_hf.report import figures
 
+figures.png = lambda figure: b"picture"  # TestPublic draws them
 made, make_proxies = [], stages.make_proxies
 stages.make_proxies = lambda *given, **options: made.append(make_proxies(*given, **options)) or made[-1]
 out = pathlib.Path(sys.argv[1])
-options = config(out, push_to_hub=True, hub_model_id="user/out", hub_private_repo=True, adaptive=False, max_steps=4,
-    energy_threshold=0.9, save_strategy="steps", save_steps=2, proxy_policy="quota", report_to="none")
+options, method = asked(out, push_to_hub=True, hub_model_id="user/out", hub_private_repo=True, max_steps=12,
+    save_strategy="steps", save_steps=2, report_to="none")
 forget = images([2] * 12, seed=7)
-run = UnlearningTrainer("user/base", options, forget, images([0, 1, 2, 3, 4] * 4, seed=8))
+run = UnlearningTrainer("user/base", options, forget, images([0, 1, 2, 3, 4] * 4, seed=8), method=method)
 run.train()
 run.evaluate(retrained="user/base", level="full")
 run.save_model()
 probe = torch.arange(2 * 3 * 64).reshape(2, 3, 8, 8) % 256
 print(json.dumps({
-    "logits": run.classifier.predict(probe.to(torch.uint8)).tolist(),
-    "base": [run.base_model, run.base_revision],
+    "logits": run.run.classifier.predict(probe.to(torch.uint8)).tolist(),
+    "base": [run.origin.base_model, run.origin.base_revision],
     "proxies": [proxy.flatten()[:6].tolist() for proxies in made for proxy in proxies.pixels],
 }))
 """
@@ -56,14 +61,17 @@ PUSHES = (
     + """
 import json, sys
 from zspag_hf import UnlearningError
+from zspag_hf.cli import main
 from zspag_hf.trainer.publishing import push_folder
 
 outcome = {}
-for name, options in json.loads(sys.argv[2]).items():
+for name, options in json.loads(sys.argv[2]):
+    name += " again" if name in outcome else ""
     try:
         outcome[name] = str(push_folder(sys.argv[1], **options).commit_url)
     except UnlearningError as error:
         outcome[name] = f"error: {error}"
+main(["push", sys.argv[1], "--hub_model_id", "user/by-command", "--hub_token", sys.argv[3]])
 print(json.dumps(outcome))
 """
 )
@@ -76,12 +84,13 @@ def last_line(text):
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     """A saved and evaluated result, with files beside it that must never leave."""
-    folder = tmp_path_factory.mktemp("result")
-    run = trainer(folder, forget=images([2] * 20, seed=7), test=images([0, 1, 2, 3, 4] * 4, seed=8), max_steps=20)
-    run.train()
-    run.evaluate(level="full")
-    run.save_model()
-    out = Path(run.args.output_dir)
+    out, report, model = tmp_path_factory.mktemp("result"), asked(full()), tiny_model()
+    setattr(model.config, LEDGER, [report.request])
+    model.save_pretrained(out)
+    tiny_processor().save_pretrained(out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zspag_hf.report.figures.png", lambda figure: b"SECRET")  # drawn anew from what may be shown
+        report.save(str(out))
     for name in ("training_args.bin", "optimizer.pt", "forget.csv", "_proxies.safetensors", "notes.txt", "code.py"):
         (out / name).write_bytes(b"SECRET")
     (out / "checkpoint-5").mkdir()
@@ -89,26 +98,41 @@ def result(tmp_path_factory):
     return out
 
 
-class TestStage:
-    def test_only_what_is_listed_is_staged(self, result):
-        with staged(str(result), "user/out") as public:
-            found = {path.relative_to(public).as_posix(): path for path in Path(public).rglob("*") if path.is_file()}
-            assert all(re.fullmatch(PUBLIC, name) for name in found), sorted(found)
-            assert {"model.safetensors", "README.md", "unlearning_report.html", "figures/relearning.png"} <= set(found)
-            assert not any(b"SECRET" in path.read_bytes() for path in found.values())
-            assert found["model.safetensors"].read_bytes() == (result / "model.safetensors").read_bytes()
-            assert "user/out" in found["README.md"].read_text()
-        assert not Path(public).exists()
+@pytest.fixture(scope="module")
+def public(result, tmp_path_factory):
+    """What of it may be published."""
+    folder = tmp_path_factory.mktemp("public")
+    few = {name: draw for name, draw in FIGURES.items() if name in ("relearning", "projection", "heatmaps")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zspag_hf.report.figures.FIGURES", few)
+        patch.setattr("zspag_hf.report.card.FIGURES", dict.fromkeys(FIGURES, lambda report: None) | few)
+        copy_public(str(result), str(folder), "user/out", {"tags": ["birds"]})
+    return folder
 
-    def test_nothing_that_stands_for_one_image_is_staged(self, result):
-        assert UnlearningReport.load(str(result)).heatmaps, "the saved report must have what is left out"
-        with staged(str(result), "user/out") as public:
-            report = UnlearningReport.load(public)
-            assert report.projection is None and report.heatmaps == {}
-            names = {path.stem for path in (Path(public) / "figures").iterdir()}
-            assert not names & {"projection", "heatmaps"}
-            text = (Path(public) / "README.md").read_text() + (Path(public) / "unlearning_report.html").read_text()
-            assert 'id="heatmaps"' not in text and "heatmaps.png" not in text and "projection.png" not in text
+
+class TestPublic:
+    def test_only_what_is_listed_is_copied(self, result, public):
+        files = {path.relative_to(public).as_posix(): path for path in public.rglob("*") if path.is_file()}
+        assert all(re.fullmatch(PUBLIC, name) for name in files), sorted(files)
+        assert {"model.safetensors", "README.md", "unlearning_report.html", "figures/relearning.png"} <= set(files)
+        assert not any(b"SECRET" in path.read_bytes() for path in files.values())
+        assert files["model.safetensors"].read_bytes() == (result / "model.safetensors").read_bytes()
+        card = files["README.md"].read_text()
+        assert "user/out" in card and "- birds\n" in card
+
+    def test_nothing_that_stands_for_one_image_is_copied(self, result, public):
+        kept = UnlearningReport.load(str(result))
+        assert kept.heatmaps and kept.projection, "the saved report must have what is left out"
+        report = UnlearningReport.load(str(public))
+        assert report.projection is None and report.heatmaps == {}
+        names = {path.stem for path in (public / "figures").iterdir()}
+        assert not names & {"projection", "heatmaps"}
+        text = (public / "README.md").read_text() + (public / "unlearning_report.html").read_text()
+        assert 'id="heatmaps"' not in text and "heatmaps.png" not in text and "projection.png" not in text
+
+    def test_the_card_shows_pictures_that_are_there(self, public):
+        shown = re.findall(r"\]\((figures/[^)]+)\)", (public / "README.md").read_text())
+        assert shown and all((public / name).is_file() for name in shown)
 
     def test_of_a_models_own_code_only_what_it_imports_is_staged(self, tmp_path):
         configs = {"config.json": {"auto_map": {"AutoModel": "own.Own"}}, "preprocessor_config.json": {}}
@@ -120,28 +144,25 @@ class TestStage:
         (tmp_path / "config.json").write_text("{}")
         assert code_files(str(tmp_path)) == set()
 
-    def test_the_card_shows_pictures_that_are_there(self, result):
-        with staged(str(result), "user/out") as public:
-            shown = re.findall(r"\]\((figures/[^)]+)\)", (Path(public) / "README.md").read_text())
-            assert shown and all((Path(public) / name).is_file() for name in shown)
-
     @pytest.mark.parametrize(
         ("broken", "said"),
         [
-            (lambda folder: [path.unlink() for path in folder.iterdir()], r"holds no unlearning_report\.json"),
+            (lambda folder: (folder / "unlearning_report.json").unlink(), r"holds no unlearning_report\.json"),
             (lambda folder: (folder / "model.safetensors").unlink(), r"holds no model\.safetensors"),
             (lambda folder: (folder / "config.json").unlink(), r"holds no config\.json"),
             (lambda folder: (folder / "preprocessor_config.json").unlink(), "holds no preprocessor_config"),
             (lambda folder: (folder / "unlearning_report.json").write_text("{"), "cannot be read"),
+            (lambda folder: (folder / "config.json").write_text("{"), "config.json that cannot be read"),
+            (lambda folder: (folder / "config.json").write_text("{}"), "of different runs, one of which was cut off"),
         ],
     )
-    def test_a_folder_that_is_no_whole_result_is_refused(self, tmp_path, broken, said):
-        run = trainer(tmp_path, max_steps=5)
-        run.train()
-        run.save_model()
-        broken(Path(run.args.output_dir))
+    def test_a_folder_that_is_no_whole_result_is_refused(self, result, tmp_path, broken, said):
+        folder = tmp_path / "broken"
+        shutil.copytree(result, folder, ignore=shutil.ignore_patterns("figures", "checkpoint-5"))
+        check_result(str(folder))
+        broken(folder)
         with pytest.raises(UnlearningError, match=said):
-            push_folder(run.args.output_dir, "user/out", token="hf_none")
+            push_folder(str(folder), "user/out", token="hf_none")
 
     def test_a_report_of_an_evaluation_alone_is_refused(self, tmp_path):
         UnlearningReport("given", "base", [{"id": 2, "label": "cat"}], 10, 0).save(str(tmp_path))
@@ -157,6 +178,7 @@ class TestStage:
             push_folder(str(result), "user/out", revision="v2", create_pr=True)
 
 
+@pytest.mark.slow
 class TestWholeRun:
     """By id in, by id out: train, evaluate, push, and read back in another process."""
 
@@ -192,7 +214,7 @@ class TestWholeRun:
         hub, _, _, folder = pushed
         sent = hub.uploaded()
         (nonce,) = json.loads((folder / "output folder" / "out" / "_request.json").read_text()).values()
-        assert (folder / "output folder" / "out" / "checkpoint-2" / "optimizer.pt").exists(), "to be left out"
+        assert (folder / "output folder" / "out" / "checkpoint-10" / "optimizer.pt").exists(), "at the end of a round"
         for secret in (nonce, str(folder), "output folder", hub.write_token, "optimizer", "training_args"):
             assert secret.encode() not in sent, secret
         for picture in images([2] * 12, seed=7)["image"]:
@@ -229,6 +251,7 @@ class TestWholeRun:
         assert report["base_revision"] == base and report["request"]["classes"] == [{"id": 2, "label": "cat"}]
 
 
+@pytest.mark.slow
 def test_failures_publish_nothing_and_a_second_try_goes_on(result, tmp_path):
     stale = {
         "pytorch_model.bin": b"remembers",
@@ -236,12 +259,16 @@ def test_failures_publish_nothing_and_a_second_try_goes_on(result, tmp_path):
         "notes.md": b"mine",
         "model.safetensors": b"x",
     }
+    folder, report = tmp_path / "result", UnlearningReport.load(str(result))
+    shutil.copytree(result, folder)
+    report.models = {}  # nothing is drawn
+    report.save(str(folder))
     with LoopbackHub() as hub:
         hub.add_repo("user/there", stale)
         hub.add_repo("stranger/theirs", stale)
-        hub.fail("POST /api/models/user/at-commit/commit", 500)
-        hub.fail("POST /user/at-batch.git", 503)
-        hub.fail("POST /api/models/user/too-fast/commit", 429, Retry_After=7)
+        hub.fail("POST /api/models/user/at-commit/commit", 500, times=1)
+        hub.fail("POST /user/at-batch.git", 503, times=6)  # as often as the client asks before it gives up
+        hub.fail("POST /api/models/user/too-fast/commit", 429, times=1, Retry_After=7)
         attempts = {
             "no token": {"repo_id": "user/none"},
             "wrong token": {"repo_id": "user/none", "token": "hf_wrong"},
@@ -257,11 +284,12 @@ def test_failures_publish_nothing_and_a_second_try_goes_on(result, tmp_path):
             "branch": {"repo_id": "user/branch", "token": hub.write_token, "revision": "v2", "private": True},
         }
         hub.add_repo("user/pr", stale)
-        first = last_line(hub.run(PUSHES, tmp_path / "cache", result, json.dumps(attempts)))
-        sent = len(hub.asked("PUT /lfs"))
-        hub.heal()
-        again = {name: attempts[name] for name in ("at commit", "at batch", "too fast")}
-        second = last_line(hub.run(PUSHES, tmp_path / "cache", result, json.dumps(again)))
+        again = ("at commit", "at batch", "too fast")
+        rounds = [*attempts.items(), *((name, attempts[name]) for name in again)]
+        printed = hub.run(PUSHES, tmp_path / "cache", folder, json.dumps(rounds), hub.write_token)
+        outcome = last_line(printed)
+        asked = [f"{request.method} {request.path}" for request in hub.requests]
+        second = max(i for i, text in enumerate(asked) if "user/branch/commit" in text)
 
         said = {
             "no token": "no token was found|does not accept the token",
@@ -275,14 +303,20 @@ def test_failures_publish_nothing_and_a_second_try_goes_on(result, tmp_path):
             "public": "'user/there' exists and is public",
         }
         for name, text in said.items():
-            assert re.match("error: ", first[name]) and re.search(text, first[name]), (name, first[name])
-            assert attempts[name].get("token", "hf_") not in first[name] or name == "no token"
+            assert re.match("error: ", outcome[name]) and re.search(text, outcome[name]), (name, outcome[name])
+            assert attempts[name].get("token", "hf_") not in outcome[name] or name == "no token"
         assert ("model", "user/none") not in hub.repos
         assert len(hub.commits("stranger/theirs")) == 2
         for name in again:
-            assert second[name].startswith("http"), second[name]
+            told = outcome[f"{name} again"]
+            assert told.startswith("http"), told
             assert len(hub.commits(attempts[name]["repo_id"])) == 2, "the initial commit and one more"
-        assert len(hub.asked("PUT /lfs")) == sent, "what had arrived is not sent twice"
+        assert any("PUT /lfs" in text for text in asked[:second])
+        assert not any("PUT /lfs" in text for text in asked[second:]), "what had arrived is not sent twice"
+
+        assert printed.startswith(f"pushed: {hub.url}/user/by-command\n")
+        assert [commit.title for commit in hub.commits("user/by-command")] == ["initial commit", "Forget class 0"]
+        assert hub.files("user/by-command")["model.safetensors"] == (result / "model.safetensors").read_bytes()
 
         there = hub.files("user/there")
         assert "pytorch_model.bin" not in there and "figures/old.png" not in there and there["notes.md"] == b"mine"

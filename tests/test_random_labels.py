@@ -26,21 +26,22 @@ def test_they_are_drawn_once_from_the_seed():
 
 
 def test_retained_images_keep_their_labels_and_are_shuffled_in(tmp_path):
-    run, _ = retained_run(tmp_path, "random_labels", max_steps=1)
-    run.train()
-    targets = run.plan.targets.argmax(1)
-    assert torch.equal(targets[12:], run.retain.labels) and torch.equal(run.plan.pixels[12:], run.retain.pixels)
-    assert not (targets == 2).any() and run.plan.blocks is None
+    job, _ = retained_run(tmp_path, "random_labels", max_steps=1)
+    job.train()
+    plan, retained = job.run.plan, job.run.retained
+    targets = plan.targets.argmax(1)
+    assert torch.equal(targets[12:], retained.labels) and torch.equal(plan.pixels[12:], retained.pixels)
+    assert not (targets == 2).any() and plan.blocks is None
     alone = trainer(tmp_path / "alone", method="random_labels", max_steps=1)
     alone.train()
-    assert torch.equal(alone.plan.targets.argmax(1), targets[:12]) and len(alone.plan.pixels) == 12
+    assert torch.equal(alone.run.plan.targets.argmax(1), targets[:12]) and len(alone.run.plan.pixels) == 12
 
 
 def test_images_whose_classes_stay_get_another_label_that_no_request_forgot(tmp_path):
     model = tiny_model()
     model.config.unlearning = [{"classes": [{"id": 1, "label": "bee"}], "date": "2026-01-01"}]
     forget = images([0, 2, 3, 4] * 10)
-    run = trainer(tmp_path, model=model, method="random_labels", forget=forget, forget_classes=None, max_steps=1)
-    run.train()
-    targets = run.plan.targets.argmax(1)
-    assert not (targets == run.forget.labels).any() and set(targets.tolist()) == {0, 2, 3, 4}
+    job = trainer(tmp_path, model=model, method="random_labels", forget=forget, forget_classes=None, max_steps=1)
+    job.train()
+    targets = job.run.plan.targets.argmax(1)
+    assert not (targets == job.run.forget.labels).any() and set(targets.tolist()) == {0, 2, 3, 4}

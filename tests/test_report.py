@@ -118,7 +118,7 @@ def test_notes_say_what_is_missing_and_what_proves_nothing():
 def test_what_the_masked_model_passes_for_free_is_measured_where_there_are_verdicts():
     given = full()
     listed = lambda: masked_sentence(given).rstrip(".").split(": ")[1].split(", ")  # noqa: E731
-    assert listed() == [score for score, found in given.verdicts["masked"].items() if found == "as retrained"]
+    assert listed() == [score for score, verdict in given.verdicts["masked"].items() if verdict == "as retrained"]
     given.verdicts = {}
     assert listed() == [score for score, row in METRICS.items() if row.masked_passes and score not in ABSENT]
     given.reasons["acc_rt"] = "some reason"
@@ -138,4 +138,5 @@ def test_what_the_run_could_not_look_at_is_told():
     shown.layers = [layer | {"missed": missed} for layer, missed in zip(shown.layers, (0.004, 0.012), strict=False)]
     classes, layers = shown.left_out()
     assert classes.startswith("2 of 3 retained classes") and "1.20%" in layers and layers.startswith("2 wide")
-    assert classes in str(model_card(shown)) and layers in str(model_card(shown))
+    card = str(model_card(shown))
+    assert classes in card and layers in card

@@ -4,6 +4,7 @@ Weights are compared bit by bit: a stage is read back as it was written, a check
 optimizer's state as they are, and batches are drawn from seed and epoch, so nothing is left to be rounded otherwise.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,36 +16,40 @@ import children
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import config, images, tiny_model, tiny_processor, trainer
+from tiny import asked, images, made, tiny_model, tiny_processor, trainer
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from zspag_hf import UnlearningError, UnlearningTrainer, grams, stage_cache
-from zspag_hf.cli.jobs import Job, run
+from zspag_hf import UnlearningError
+from zspag_hf.cli.jobs import Job, Setting, run
 from zspag_hf.data.request import proves
 from zspag_hf.evaluation import Comparison
+from zspag_hf.pipeline import grams
+from zspag_hf.trainer import stage_cache
 from zspag_hf.trainer.publishing import check_result
 from zspag_hf.trainer.stage_cache import FOLDER, StageCache
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and fork")
+needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and fork")
 
 BEE = {"forget_classes": ["bee"], "per_device_train_batch_size": 4}  # the class that the tiny model sees
-FIXED = {**BEE, "adaptive": False, "constraint": "hard", "energy_threshold": 0.9, "max_steps": 30}
+FIXED = {**BEE, "method": "zspag_paper", "proxy_policy": "quota", "subspace_merge": "gram", "energy_threshold": 0.9}
 JOBS = {
-    "adaptive": {**BEE, "max_steps": 20, "proxy_budget": 0.1},
+    "default": {**BEE, "max_steps": 20, "proxy_budget": 0.1},
     "steered": {**BEE, "max_steps": 60, "proxy_budget": 0.1, "learning_rate": 0.6},  # too large at first
-    "momentum": {**FIXED, "learning_rate": 0.01, "optim_args": "momentum=0.9"},
+    "momentum": {**FIXED, "learning_rate": 0.01, "optim_args": "momentum=0.9", "max_steps": 20},
     "adamw": {**FIXED, "learning_rate": 0.001, "optim": "adamw_torch", "weight_decay": 0.01, "constraint": "soft"},
+    "short": {**FIXED, "learning_rate": 0.01, "max_steps": 3},
     "wide": {**FIXED, "learning_rate": 0.01, "max_memory_gb": 1e-9, "max_steps": 9},
     "amun": {"forget_classes": None, "method": "amun", "learning_rate": 0.01, "max_steps": 6},
 }
+JOBS["adamw"]["max_steps"] = 30
+OF_PAPER = ["proxies", "subspaces", "pseudo_labels", "layers"]
 STAGES = {
-    "adaptive": ["proxies", "held_out_proxies", "subspaces", "pseudo_labels", "adaptation", "layers"],
-    "momentum": ["proxies", "subspaces", "pseudo_labels", "layers"],
+    "default": ["proxies", "held_out_proxies", "subspaces", "pseudo_labels", "adaptation", "layers"],
+    **dict.fromkeys(("momentum", "short"), OF_PAPER),
     "wide": ["proxies", "frames", "subspaces", "pseudo_labels", "layers"],
     "amun": ["adversaries"],
 }
-TEST = {"test": images([0, 1, 2, 3, 4] * 3, seed=3)}
-EVERY_STAGE = [(job, name) for job in ("adaptive", "wide", "amun") for name in STAGES[job]]
+TEST = images([0, 1, 2, 3, 4] * 3, seed=3)
 NARROW = 8  # columns of a frame in the job "wide", where layers read up to 48
 
 
@@ -68,17 +73,6 @@ def kill(*_, **__):
 # ------------------------------------------------------------------ where to die: called in the process that will
 
 
-def after_storing(run, name):
-    store = StageCache.store
-
-    def stored(cache, this, *arguments):
-        store(cache, this, *arguments)
-        if this == name:
-            kill()
-
-    StageCache.store = stored
-
-
 def while_writing(run, name):
     def half(tensors, path, metadata):
         save_file(tensors, path, metadata)
@@ -89,17 +83,19 @@ def while_writing(run, name):
     stage_cache.save_file = half
 
 
-class KillAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
+class At(TrainerCallback):
+    """Does something after a step."""
+
+    def __init__(self, step, do):
+        self.step, self.do = step, do
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step == self.step:
-            kill()
+            self.do()
 
 
 def at_step(run, step):
-    run.add_callback(KillAt(step))
+    run.add_callback(At(step, kill))
 
 
 def in_checkpoint(run, step):
@@ -115,25 +111,13 @@ def in_checkpoint(run, step):
     torch.save = half
 
 
-def in_evaluation(run, batch):
-    step, seen = run.prediction_step, []
-
-    def counted(*arguments, **options):
-        seen.append(1)
-        return kill() if len(seen) == batch else step(*arguments, **options)
-
-    run.prediction_step = counted
-
-
 def in_comparison(run):
-    """After the metrics, among the scores of the other models."""
-    from zspag_hf.evaluation.comparison import Comparison
-
+    """After the metrics, among the scores of the models."""
     Comparison.relearn = kill
 
 
 def before_replace(run, number):
-    """Before a file is moved into its place for the n-th time, in saving; once after the last one."""
+    """Before a file is moved into its place for the n-th time, in saving."""
     replace, seen, save = os.replace, [], run.save_model
 
     def counted(*arguments):
@@ -178,13 +162,13 @@ def cut(folder, job, die, *arguments, resume=False, **options):
     children.run(work, folder, job, die, arguments, options, resume, status=-signal.SIGKILL)
 
 
-def go_on(folder, job, **options):
+def go_on(folder, job, resume=True, **options):
     """The same job with ``resume_from_checkpoint=True``: the trainer, the stages that it made, the steps it took."""
-    run, made, steps = make(folder, job, **options), [], []
+    run, stages, steps = make(folder, job, **options), [], []
     stage, step = StageCache.stage, run.training_step
 
-    def counted_stage(cache, name, make):
-        return stage(cache, name, lambda: made.append(name) or make())
+    def counted_stage(cache, name, work):
+        return stage(cache, name, lambda: stages.append(name) or work())
 
     def counted_step(*arguments):
         steps.append(run.state.global_step + 1)
@@ -193,8 +177,8 @@ def go_on(folder, job, **options):
     run.training_step = counted_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StageCache, "stage", counted_stage)
-        run.train(resume_from_checkpoint=True)
-    return run, made, steps
+        run.train(resume_from_checkpoint=resume)
+    return run, stages, steps
 
 
 def state(model):
@@ -213,168 +197,153 @@ def told(run):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Job -> weights and report of a run left alone; made when first asked for."""
-    found, width = {}, grams.FRAME_WIDTH
+    """Job -> weights, report and number of steps of a run left alone; made when first asked for."""
+    held, width = {}, grams.FRAME_WIDTH
 
     def get(job):
-        if job not in found:
+        if job not in held:
             run = make(tmp_path_factory.mktemp(job), job)
             start = state(run.model)
             run.train()
             grams.FRAME_WIDTH = width
-            found[job] = state(run.model), told(run), run.state.global_step
-            assert not is_equal(found[job][0], start)
-        return found[job]
+            held[job] = state(run.model), told(run), run.state.global_step, run.report
+            assert not is_equal(held[job][0], start)
+        return held[job]
 
     return get
 
 
 def check(run, expected):
-    weights, report, steps = expected
-    found = state(run.model)
-    assert is_equal(found, weights), max(float((found[name] - weights[name]).abs().max()) for name in found)
+    weights, report, steps, _ = expected
+    mine = state(run.model)
+    assert is_equal(mine, weights), max(float((mine[name] - weights[name]).abs().max()) for name in mine)
     assert told(run) == report and run.state.global_step == steps
 
 
-class TestStages:
-    @pytest.mark.parametrize(("job", "name"), EVERY_STAGE)
-    def test_killed_after_a_stage(self, tmp_path, whole, job, name):
-        cut(tmp_path, job, after_storing, name)
-        run, made, _ = go_on(tmp_path, job)
-        assert made == STAGES[job][STAGES[job].index(name) + 1 :]
-        check(run, whole(job))
+def written(folder):
+    """Stage -> when it was written."""
+    return {path.stem: path.stat().st_mtime_ns for path in Path(folder, "out", FOLDER).rglob("*.safetensors")}
 
-    @pytest.mark.parametrize("job", ["adaptive", "wide"])
-    def test_killed_again_and_again_while_a_stage_is_written(self, tmp_path, whole, job):
-        """Each process but the last dies in writing the next stage, or its result."""
-        for i, name in enumerate((*STAGES[job], "training")):
-            cut(tmp_path, job, while_writing, name, resume=bool(i))
-            (part,) = Path(tmp_path, "out", FOLDER).rglob("*.part")
-            assert part.stem == name
-        run, made, steps = go_on(tmp_path, job)
-        assert made == [] and steps
-        check(run, whole(job))
 
-    def test_without_resuming_everything_is_made_anew(self, tmp_path, whole):
-        cut(tmp_path, "momentum", after_storing, "subspaces")
-        made, stage = [], StageCache.stage
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                StageCache, "stage", lambda c, name, make: stage(c, name, lambda: made.append(name) or make())
-            )
-            run = make(tmp_path, "momentum")
+# ------------------------------------------------------------------ cut off in this process: what needs no kill
+
+
+class TestCutOff:
+    @pytest.mark.slow
+    def test_a_run_goes_on_in_the_same_object(self, tmp_path, whole):
+        """Not from the weights and choices that it had come to."""
+
+        def stop():
+            raise KeyboardInterrupt
+
+        run, interrupt = make(tmp_path, "default"), At(15, stop)
+        run.add_callback(interrupt)
+        with pytest.raises(KeyboardInterrupt):
             run.train()
-        assert made == STAGES["momentum"]
-        check(run, whole("momentum"))
+        run.remove_callback(interrupt)
+        run.train(resume_from_checkpoint=True)
+        check(run, whole("default"))
+        for name in ("learning_rate", "energy_threshold"):
+            assert getattr(run.method, name) == run.report.choice[name] > 0
 
-    def test_another_request_in_the_folder_does_not_take_its_stages(self, tmp_path, whole):
-        cut(tmp_path, "momentum", after_storing, "layers")
-        run, made, _ = go_on(tmp_path, "momentum", seed=1)
-        assert made == STAGES["momentum"]
-        assert not is_equal(state(run.model), whole("momentum")[0])
-        run, made, _ = go_on(tmp_path, "momentum")
-        assert made == [], "the first one's are still there"
-        check(run, whole("momentum"))
+    def test_another_request_in_the_folder_takes_none_of_its_stages_and_leaves_them(self, tmp_path, whole):
+        """Nor does one that begins anew."""
+        make(tmp_path, "short").train()
+        run, stages, _ = go_on(tmp_path, "short", seed=1)
+        assert stages == OF_PAPER and not is_equal(state(run.model), whole("short")[0])
+        run, stages, _ = go_on(tmp_path, "short")
+        assert stages == [], "the first one's are still there"
+        check(run, whole("short"))
+        run, stages, _ = go_on(tmp_path, "short", resume=False)
+        assert stages == OF_PAPER
+        check(run, whole("short"))
+
+    def test_nothing_is_left_to_go_on_from_once_it_is_saved(self, tmp_path):
+        run = make(tmp_path, "short")
+        run.train()
+        run.save_model()
+        with pytest.raises(UnlearningError, match="no run was cut off"):
+            make(tmp_path, "short").train(resume_from_checkpoint=True)
+
+    @pytest.mark.parametrize("family", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
+    def test_from_the_folder_of_a_checkpoint(self, tmp_path, family):
+        """Weights by the names that transformers saves them under, batch norm's buffers, optimizer and place."""
+        options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "family": family}
+        first = make(tmp_path, "momentum", **options)
+        first.train()
+        weights = state(first.model)
+        checkpoint = str(tmp_path / "out" / "checkpoint-4")
+        second, _, steps = go_on(tmp_path, "momentum", resume=checkpoint, **options)
+        assert steps == [5, 6] and is_equal(state(second.model), weights)
+        other = make(tmp_path, "momentum", **options, seed=1)
+        with pytest.raises(UnlearningError, match="its run had another seed"):
+            other.train(resume_from_checkpoint=checkpoint)
+        _, stages, steps = go_on(tmp_path, "momentum", **options, seed=2)
+        assert stages == OF_PAPER and steps[0] == 1, "a checkpoint of another run is left alone"
 
 
-class TestTraining:
-    @pytest.mark.parametrize("job", ["steered", "momentum"])
-    def test_killed_without_checkpoints(self, tmp_path, whole, job):
-        """All steps anew, from stages that are there."""
-        cut(tmp_path, job, at_step, 15)
-        run, made, steps = go_on(tmp_path, job)
-        assert made == [] and steps[0] == 1
+# ------------------------------------------------------------------ killed
+
+
+@needs_kill
+@pytest.mark.slow
+class TestStages:
+    @pytest.mark.parametrize("job", ["default", "wide", "amun"])
+    def test_killed_again_and_again_while_a_stage_is_written(self, tmp_path, whole, job):
+        """Each process but the last dies in writing the next stage; those before it are read and not made again."""
+        before = {}
+        for i, name in enumerate(STAGES[job]):
+            cut(tmp_path, job, while_writing, name, resume=i > 0)
+            (part,) = Path(tmp_path, "out", FOLDER).rglob("*.part")
+            now = written(tmp_path)
+            assert part.stem == name and now.keys() == set(STAGES[job][:i])
+            assert all(now[stage] == time for stage, time in before.items()), name
+            before = now
+        run, stages, steps = go_on(tmp_path, job)
+        assert stages == STAGES[job][-1:] and steps[0] == 1
         check(run, whole(job))
 
+
+@needs_kill
+@pytest.mark.slow
+class TestTraining:
     @pytest.mark.parametrize(
-        ("job", "every", "step", "first"),
+        ("job", "every", "deaths", "first"),
         [
-            ("momentum", 10, 25, 21),
-            ("momentum", 7, 20, 15),  # within an epoch of three steps
-            ("adamw", 10, 25, 21),
-            ("adamw", 10, 10, 1),  # before the first checkpoint is written
-            ("steered", 10, 15, 11),  # after a round that was rolled back
-            ("steered", 7, 25, 21),  # put off to the end of the round, steps 10 and 20
-            ("steered", 10, 60, 51),  # in the last step: the head is fitted, the end not stored
+            ("momentum", None, [(at_step, 15)], 1),  # without checkpoints: all steps anew, from stages that are there
+            ("momentum", 7, [(at_step, 5), (in_checkpoint, 14), (at_step, 18)], 15),  # within epochs of three steps
+            ("adamw", 10, [(at_step, 10), (at_step, 25)], 21),  # the first one before a checkpoint is written
+            ("steered", 10, [(at_step, 15), (in_checkpoint, 20), (at_step, 35), (at_step, 60)], 51),
+            ("steered", 7, [(at_step, 25)], 21),  # put off to the end of the round, steps 10 and 20
         ],
     )
-    def test_killed_between_checkpoints(self, tmp_path, whole, job, every, step, first):
-        options = {"save_strategy": "steps", "save_steps": every}
-        cut(tmp_path, job, at_step, step, **options)
-        run, made, steps = go_on(tmp_path, job, **options)
-        assert made == [] and steps[0] == first
+    def test_killed_in_training(self, tmp_path, whole, job, every, deaths, first):
+        """In a row. In the last step of the steered run the head is fitted, and the end not stored."""
+        options = {"save_strategy": "steps", "save_steps": every} if every else {}
+        for i, (die, step) in enumerate(deaths):
+            cut(tmp_path, job, die, step, resume=i > 0, **options)
+        run, stages, steps = go_on(tmp_path, job, **options)
+        assert stages == [] and steps[0] == first
         check(run, whole(job))
 
-    @pytest.mark.parametrize("job", ["momentum", "steered"])
-    def test_killed_while_a_checkpoint_is_written(self, tmp_path, whole, job):
-        """Gone on with from the one before, which is whole."""
-        options = {"save_strategy": "steps", "save_steps": 10}
-        cut(tmp_path, job, in_checkpoint, 20, **options)
-        assert (tmp_path / "out" / "checkpoint-20" / "model.safetensors").is_file()
-        run, made, steps = go_on(tmp_path, job, **options)
-        assert made == [] and steps[0] == 11
-        check(run, whole(job))
-
-    def test_killed_twice_in_training(self, tmp_path, whole):
-        options = {"save_strategy": "steps", "save_steps": 10}
-        cut(tmp_path, "steered", at_step, 15, **options)
-        cut(tmp_path, "steered", at_step, 35, resume=True, **options)
-        run, made, steps = go_on(tmp_path, "steered", **options)
-        assert made == [] and steps[0] == 31
-        check(run, whole("steered"))
-
-    def test_the_run_that_these_are_compared_to_was_rolled_back_and_sped_up(self, tmp_path):
+    def test_the_run_that_these_are_compared_to_was_rolled_back_and_sped_up(self, whole):
         """What a checkpoint has to hold of the control shows in what comes after it."""
-        run = make(tmp_path, "steered")
-        run.train()
-        rates = [round(entry["learning_rate"], 3) for entry in run.report.curve]
-        assert [entry["kept"] for entry in run.report.curve[:4]] == [True, False, False, True]
+        curve = whole("steered")[3].curve
+        rates = [round(entry["learning_rate"], 3) for entry in curve]
+        assert [entry["kept"] for entry in curve[:4]] == [True, False, False, True]
         assert rates[1:4] == [0.6, 0.3, 0.15] and max(rates[3:]) == 0.3 == rates[-1]
 
-    def test_a_checkpoint_of_another_run_is_left_alone(self, tmp_path, whole):
-        options = {"save_strategy": "steps", "save_steps": 10}
-        cut(tmp_path, "momentum", at_step, 25, **options, seed=1)
-        other = sorted(path.name for path in Path(tmp_path, "out").glob("checkpoint-*"))
-        assert other == ["checkpoint-10", "checkpoint-20"]
-        run, made, steps = go_on(tmp_path, "momentum")
-        assert made == STAGES["momentum"] and steps[0] == 1
-        check(run, whole("momentum"))
-        run = make(tmp_path, "momentum")
-        with pytest.raises(UnlearningError, match="its run had another seed"):
-            run.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-20"))
-
-    @pytest.mark.parametrize("job", ["adaptive", "momentum", "amun"])
-    def test_killed_after_training(self, tmp_path, whole, job):
-        cut(tmp_path, job, after_storing, "training")
-        run, made, steps = go_on(tmp_path, job)
-        assert made == steps == []
-        check(run, whole(job))
-        for name in ("learning_rate", "energy_threshold"):
-            assert run.report.choice is None or getattr(run.args, name) == run.report.choice[name] > 0
+    def test_killed_in_evaluation(self, tmp_path, whole):
+        """Its training is repeated, from stages that are there, and the evaluation is the same."""
+        cut(tmp_path, "short", in_comparison, test=TEST)
+        run, stages, steps = go_on(tmp_path, "short", test=TEST)
+        assert stages == [] and steps == [1, 2, 3]
+        check(run, whole("short"))
+        assert run.evaluate()["eval_acc_rt"] == run.report.models["unlearned"]["acc_rt"]
 
 
-class TestEvaluation:
-    @pytest.fixture(scope="class")
-    def evaluated(self, tmp_path_factory):
-        run = make(tmp_path_factory.mktemp("evaluated"), "adaptive", **TEST)
-        run.train()
-        return run.evaluate(), run.report
-
-    @pytest.mark.parametrize(("die", "arguments"), [(in_evaluation, (2,)), (in_comparison, ())])
-    def test_killed_in_evaluation(self, tmp_path, whole, evaluated, die, arguments):
-        options = {**TEST, "per_device_eval_batch_size": 8}
-        cut(tmp_path, "adaptive", die, *arguments, **options)
-        run, made, steps = go_on(tmp_path, "adaptive", **options)
-        assert made == steps == []
-        check(run, whole("adaptive"))
-        metrics, report = evaluated
-        mine = run.evaluate()
-        assert {k: v for k, v in mine.items() if "acc" in k} == {k: v for k, v in metrics.items() if "acc" in k}
-        for model, row in report.models.items():
-            for score, value in (row or {}).items():
-                assert run.report.models[model][score] == pytest.approx(value, abs=1e-6), (model, score)
-
-
+@needs_kill
+@pytest.mark.slow
 class TestSaving:
     """A second run of the same request, with another seed, saves over the first one's result."""
 
@@ -384,14 +353,14 @@ class TestSaving:
     def trained(self, tmp_path_factory):
         """A folder with a saved result and a finished second training; the weights of both; how many files move."""
         folder = tmp_path_factory.mktemp("saved")
-        first = make(folder, "momentum")
+        first = make(folder, "short")
         first.train()
         first.save_model()
-        second = make(folder, "momentum", **self.OPTIONS)
+        second = make(folder, "short", **self.OPTIONS)
         second.train()
         whole = tmp_path_factory.mktemp("whole") / "whole"
         shutil.copytree(folder, whole)
-        run, _, _ = go_on(whole, "momentum", **self.OPTIONS)
+        run, _, _ = go_on(whole, "short", **self.OPTIONS)
         moved, replace = [], os.replace
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "replace", lambda one, other: moved.append(Path(other).name) or replace(one, other))
@@ -403,102 +372,74 @@ class TestSaving:
     def check_folder(self, folder, weights):
         """Either model, whole, with an image processor; no config that says more than the weights have forgotten."""
         model = AutoModelForImageClassification.from_pretrained(folder)
-        found = state(model)
-        assert is_equal(found, weights[0]) or is_equal(found, weights[1])
-        assert model.config.unlearning[-1]["seed"] != 1 or is_equal(found, weights[1])
+        mine = state(model)
+        assert is_equal(mine, weights[0]) or is_equal(mine, weights[1])
+        assert model.config.unlearning[-1]["seed"] != 1 or is_equal(mine, weights[1])
         assert (folder / "preprocessor_config.json").is_file()
         json.loads((folder / "_request.json").read_text())
+        return is_equal(mine, weights[1])
 
     def check_resumed(self, folder, weights, names):
-        run, made, _ = go_on(folder, "momentum", **self.OPTIONS)
+        run, stages, _ = go_on(folder, "short", **self.OPTIONS)
         run.save_model()
         out = folder / "out"
         assert is_equal(state(AutoModelForImageClassification.from_pretrained(out)), weights[1])
         assert sorted(path.name for path in out.iterdir()) == names, "and nothing half-written is left"
         report = check_result(str(out))
-        assert proves(str(out), report.request, run.forget.images)
-        return made
+        assert proves(str(out), report.request, run.run.forget.images)
+        return stages
 
     def test_killed_before_each_file_is_moved_into_place(self, tmp_path, trained):
+        """Either result is whole; a folder that is half of each, with weights and config of the new one beside the
+        report of the old one, is not published."""
         source, weights, count, names = trained
-        new = 0
+        new, refused = [], []
         for number in range(1, count + 1):
             folder = tmp_path / str(number)
             shutil.copytree(source, folder)
-            cut(folder, "momentum", before_replace, number, resume=True, **self.OPTIONS)
-            self.check_folder(folder / "out", weights)
-            new += is_equal(state(AutoModelForImageClassification.from_pretrained(folder / "out")), weights[1])
-            assert self.check_resumed(folder, weights, names) == []
-        assert 0 < new < count, "some before the weights, some after"
+            cut(folder, "short", before_replace, number, resume=True, **self.OPTIONS)
+            new.append(self.check_folder(folder / "out", weights))
+            try:
+                check_result(str(folder / "out"))
+            except UnlearningError as error:
+                assert "of different runs, one of which was cut off" in str(error)
+                refused.append(number)
+        assert not new[0] and new[-1] and new == sorted(new), "some before the weights, some after"
+        assert refused, "or nothing was half of each"
+        for number in (1, *refused[:1], count):
+            assert self.check_resumed(tmp_path / str(number), weights, names) == []
 
     def test_killed_while_what_was_kept_is_deleted(self, tmp_path, trained):
         """The result is whole by then; resumed, the run is made anew."""
         source, weights, _, names = trained
         folder = tmp_path / "deletion"
         shutil.copytree(source, folder)
-        cut(folder, "momentum", in_deletion, resume=True, **self.OPTIONS)
+        cut(folder, "short", in_deletion, resume=True, **self.OPTIONS)
         assert is_equal(state(AutoModelForImageClassification.from_pretrained(folder / "out")), weights[1])
         check_result(str(folder / "out"))
-        assert self.check_resumed(folder, weights, names) == STAGES["momentum"]
-
-    def test_a_folder_that_is_half_of_each_run_is_not_published(self, tmp_path, trained):
-        """Weights and config of the new run beside the report of the old one: a push says so."""
-        source, weights, count, _ = trained
-        shutil.copytree(source, tmp_path / "cut")
-        cut(tmp_path / "cut", "momentum", before_replace, count - 1, resume=True, **self.OPTIONS)
-        out = tmp_path / "cut" / "out"
-        assert is_equal(state(AutoModelForImageClassification.from_pretrained(out)), weights[1])
-        with pytest.raises(UnlearningError, match="of different runs, one of which was cut off"):
-            check_result(str(out))
+        assert self.check_resumed(folder, weights, names) == OF_PAPER
 
 
-def test_nothing_is_left_to_go_on_from_once_it_is_saved(tmp_path):
-    run = make(tmp_path, "momentum")
-    run.train()
-    run.save_model()
-    with pytest.raises(UnlearningError, match="no run was cut off"):
-        make(tmp_path, "momentum").train(resume_from_checkpoint=True)
-
-
-def test_a_run_that_was_cut_off_goes_on_in_the_same_object(tmp_path):
-    """Not from the weights and choices that it had come to."""
-
-    class Interrupt(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            if state.global_step == 15:
-                raise KeyboardInterrupt
-
-    whole, cut = (make(tmp_path / name, "adaptive") for name in ("whole", "cut"))
-    whole.train()
-    stop = Interrupt()
-    cut.add_callback(stop)
-    with pytest.raises(KeyboardInterrupt):
-        cut.train()
-    cut.remove_callback(stop)
-    cut.train(resume_from_checkpoint=True)
-    after = cut.model.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in whole.model.state_dict().items())
-    assert cut.report.choice == whole.report.choice
-
-
-def test_settings_that_ran_beside_it_are_not_run_again(tmp_path, monkeypatch):
-    """A comparison that was cut off in its evaluation goes on there, and what it kept is deleted at the end."""
+@pytest.mark.slow
+def test_a_comparison_that_was_cut_off_makes_no_stage_again(tmp_path, monkeypatch):
+    """Of none of its settings; and what it kept is deleted at the end."""
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     def compared(resume):
-        job = Job(tiny_model(), tiny_processor(), images([1] * 12, seed=1), TEST["test"])
-        options = {**JOBS["adaptive"], "resume_from_checkpoint": resume}
-        settings = {"random labels": {"method": "random_labels", "adaptive": False, "num_train_epochs": 2}}
-        return run(job, config(tmp_path, **options), settings, "quick", save=False)
+        job = Job(tiny_model(), tiny_processor(), images([1] * 12, seed=1), TEST)
+        args, method = asked(tmp_path, **JOBS["default"], resume_from_checkpoint=resume)
+        settings = {"paper": Setting(made("zspag_paper", proxy_policy="quota"), {"num_train_epochs": 2})}
+        return run(job, args, method, settings, "quick", save=False)
 
     with monkeypatch.context() as patch:
         patch.setattr(Comparison, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compared(None)
     with monkeypatch.context() as patch:
-        patch.setattr(UnlearningTrainer, "run_training", lambda *_: pytest.fail("trained again"))
+        patch.setattr("zspag_hf.methods.stages.make_proxies", lambda *_, **__: pytest.fail("made again"))
         trained = compared("true")
-    assert set(trained.report.models) >= {"original", "random labels", "unlearned"}
+    assert set(trained.report.models) >= {"original", "paper", "unlearned"}
     assert not (Path(trained.args.output_dir) / FOLDER).exists()
+    assert dataclasses.asdict(trained.report)["models"]["paper"]["seconds"] > 0

@@ -124,13 +124,14 @@ def coloured(labels):
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_it_learns_the_retained_classes_and_never_answers_with_the_forgotten_one(self, tmp_path):
-        run = trainer(tmp_path, "resnet", retain=coloured(RETAINED * 8), learning_rate=0.01, max_steps=60, **OPTIONS)
-        run.train()
-        logits = run.classifier.predict(run.retain.pixels)
-        assert (logits.argmax(1) == run.retain.labels).all()
-        assert not (run.classifier.predict(run.forget.pixels).argmax(1) == 2).any()
-        assert run.model.config.num_labels == 5 and not run.model.training
+        job = trainer(tmp_path, "resnet", retain=coloured(RETAINED * 8), learning_rate=0.01, max_steps=60, **OPTIONS)
+        job.train()
+        logits = job.run.classifier.predict(job.run.retained.pixels)
+        assert (logits.argmax(1) == job.run.retained.labels).all()
+        assert not (job.run.classifier.predict(job.run.forget.pixels).argmax(1) == 2).any()
+        assert job.model.config.num_labels == 5 and not job.model.training
 
     def test_the_original_s_weights_and_the_forget_images_leave_no_trace(self, tmp_path):
         weights = []
@@ -138,51 +139,52 @@ class TestRuns:
             model = tiny_model()
             model.vit.layers[0].mlp.fc1.weight.data += i
             forget = images([2] * 4, seed=i)
-            run = trainer(
+            job = trainer(
                 tmp_path / str(i), model=model, forget=forget, retain=coloured(RETAINED), max_steps=3, **OPTIONS
             )
-            run.train()
-            weights.append(run.model.state_dict())
+            job.train()
+            weights.append(job.model.state_dict())
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
     def test_a_last_batch_of_one_image(self, tmp_path):
         """Batch norm over maps of one pixel has no statistics of it."""
         layers = [nn.Unflatten(1, (5, 1, 1)), nn.BatchNorm2d(5), nn.Flatten()]
         model = plain_model(*layers)
-        run = trainer(tmp_path, model=model, retain=coloured([*RETAINED, *RETAINED, 0]), num_train_epochs=2, **OPTIONS)
-        run.train()
-        assert run.state.global_step == 4 and model.module[2].num_batches_tracked == 2
+        job = trainer(tmp_path, model=model, retain=coloured([*RETAINED, *RETAINED, 0]), num_train_epochs=2, **OPTIONS)
+        job.train()
+        assert job.state.global_step == 4 and model.module[2].num_batches_tracked == 2
 
     def test_draws_are_those_of_the_global_batch_whatever_the_number_of_processes(self, tmp_path, monkeypatch):
-        run = trainer(tmp_path, retain=coloured(RETAINED * 2), max_steps=1, **OPTIONS)
-        run.train()
+        job = trainer(tmp_path, retain=coloured(RETAINED * 2), max_steps=1, **OPTIONS)
+        job.train()
         seen = []
         monkeypatch.setattr(retrain, "augmented", lambda pixels, draws: seen.append(draws) or pixels.float() / 255)
         for rank, size in ((0, 1), (0, 2), (1, 2)):
             monkeypatch.setattr(retrain, "rank_and_size", lambda rank=rank, size=size: (rank, size))
-            run.args.per_device_train_batch_size = 6 // size
-            run.method.step = -1
+            job.args.per_device_train_batch_size = 6 // size
+            job.method.step = -1
             rows = slice(rank, 5, size)  # the last batch is not full
             batch = {
-                "pixels": run.retain.pixels[rows],
-                "targets": run.plan.targets[rows],
+                "pixels": job.run.retained.pixels[rows],
+                "targets": job.run.plan.targets[rows],
                 "weights": torch.ones(5)[rows],
             }
-            run.method.compute_loss(run, run.model, batch)
+            job.method.compute_loss(job.run, job.model, batch)
         assert torch.equal(seen[0][0::2], seen[1]) and torch.equal(seen[0][1::2], seen[2])
 
     def test_draws_differ_between_steps_and_between_the_batches_of_one(self, tmp_path):
-        run = trainer(tmp_path, retain=coloured(RETAINED), max_steps=1, **OPTIONS)
-        run.train()
-        first, second = run.method.draws(run, 4), run.method.draws(run, 4)
-        run.state.global_step += 1
-        third = run.method.draws(run, 4)
+        job = trainer(tmp_path, retain=coloured(RETAINED), max_steps=1, **OPTIONS)
+        job.train()
+        first, second = job.method.draws(job.run, 4), job.method.draws(job.run, 4)
+        job.run.state.global_step += 1
+        third = job.method.draws(job.run, 4)
         assert not any(torch.equal(a, b) for a, b in ((first, second), (first, third), (second, third)))
 
+    @pytest.mark.slow
     def test_a_plain_module_is_retrained(self, tmp_path):
         model = plain_model()
         processor = tiny_processor()
         assert model.image_processor().size == processor.size
-        run = trainer(tmp_path, model=model, retain=coloured(RETAINED * 8), learning_rate=0.01, max_steps=60, **OPTIONS)
-        run.train()
-        assert (run.classifier.predict(run.retain.pixels).argmax(1) == run.retain.labels).all()
+        job = trainer(tmp_path, model=model, retain=coloured(RETAINED * 8), learning_rate=0.01, max_steps=60, **OPTIONS)
+        job.train()
+        assert (job.run.classifier.predict(job.run.retained.pixels).argmax(1) == job.run.retained.labels).all()

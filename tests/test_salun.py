@@ -12,8 +12,8 @@ DECAYED = {"optim_args": "momentum=0.9", "weight_decay": 0.01, "learning_rate": 
 SALUN = {"method": "salun", "max_steps": 9, "per_device_train_batch_size": 8, **DECAYED}
 
 
-def held(run) -> dict:
-    return {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+def held(job) -> dict:
+    return {name: parameter.detach().clone() for name, parameter in job.model.named_parameters()}
 
 
 class TestSaliency:
@@ -29,19 +29,19 @@ class TestSaliency:
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-8)  # predict rounds to float32
 
     def test_it_is_of_every_parameter_also_of_those_that_are_frozen(self, tmp_path):
-        run = trainer(tmp_path, **SALUN)
-        run.model.requires_grad_(False)
-        found = saliency(run.classifier, run.forget.pixels, run.forget.labels)
-        shapes = {name: parameter.shape for name, parameter in run.model.named_parameters()}
+        job = trainer(tmp_path, **SALUN)
+        job.model.requires_grad_(False)
+        found = saliency(job.run.classifier, job.run.forget.pixels, job.run.forget.labels)
+        shapes = {name: parameter.shape for name, parameter in job.model.named_parameters()}
         assert {name: value.shape for name, value in found.items()} == shapes
         norms = [name for name in found if "layernorm" in name and name.endswith("weight")]
         assert norms and all(found[name].any() for name in norms)
-        assert not any(parameter.requires_grad or parameter.grad is not None for parameter in run.model.parameters())
+        assert not any(parameter.requires_grad or parameter.grad is not None for parameter in job.model.parameters())
 
 
 class TestSalient:
     def test_the_largest_entries_of_all_tensors_together(self):
-        mask = salient({"a": torch.tensor([[0.1, 9.0], [3.0, 0.2]]), "b": torch.tensor([8.0, 0.3])})
+        mask = salient({"a": torch.tensor([[0.1, 9.0], [3.0, 0.2]]), "b": torch.tensor([8.0, 0.3])}, 0.5)
         assert mask["a"].tolist() == [[False, True], [True, False]] and mask["b"].tolist() == [True, False]
 
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
@@ -77,11 +77,11 @@ def test_entries_off_the_mask_stay_bit_by_bit_and_gather_no_momentum(optim):
 
 class TestRun:
     def test_half_of_all_entries_move_in_any_parameter(self, tmp_path):
-        run = trainer(tmp_path, **SALUN)
-        before = held(run)
-        run.train()
-        masks = {name: mask for name, (_, mask) in zip(before, run.plan.keepers[0].parts, strict=True)}
-        after = held(run)
+        job = trainer(tmp_path, **SALUN)
+        before = held(job)
+        job.train()
+        masks = {name: mask for name, (_, mask) in zip(before, job.run.plan.keepers[0].parts, strict=True)}
+        after = held(job)
         assert sum(int(mask.sum()) for mask in masks.values()) == sum(p.numel() for p in before.values()) // 2
         for name, mask in masks.items():
             assert torch.equal(after[name][~mask], before[name][~mask]), name
@@ -89,36 +89,36 @@ class TestRun:
         assert any("layernorm" in name for name in moved) and any("attention" in name for name in moved)
 
     def test_without_retained_data_labels_are_of_classes_that_stay_and_new_in_each_epoch(self, tmp_path):
-        run = trainer(tmp_path, **SALUN, forget=images([2] * 64))
-        run.train()
-        epochs = [run.plan.retarget(epoch).argmax(1) for epoch in range(3)]
-        assert len(run.plan.pixels) == 64 and set(torch.cat(epochs).tolist()) == {0, 1, 3, 4}
-        assert not torch.equal(epochs[0], epochs[1]) and torch.equal(epochs[1], run.plan.retarget(1).argmax(1))
+        job = trainer(tmp_path, **SALUN, forget=images([2] * 64))
+        job.train()
+        epochs = [job.run.plan.retarget(epoch).argmax(1) for epoch in range(3)]
+        assert len(job.run.plan.pixels) == 64 and set(torch.cat(epochs).tolist()) == {0, 1, 3, 4}
+        assert not torch.equal(epochs[0], epochs[1]) and torch.equal(epochs[1], job.run.plan.retarget(1).argmax(1))
 
     def test_an_image_whose_class_stays_is_never_given_its_own(self, tmp_path):
-        run = trainer(tmp_path, **SALUN, forget=images([0, 1, 2, 3, 4] * 8), forget_classes=None)
-        run.train()
+        job = trainer(tmp_path, **SALUN, forget=images([0, 1, 2, 3, 4] * 8), forget_classes=None)
+        job.train()
         for epoch in range(5):
-            assert (run.plan.retarget(epoch).argmax(1) != run.forget.labels).all()
-        assert set(run.plan.retarget(0).argmax(1).tolist()) == set(range(5))
+            assert (job.run.plan.retarget(epoch).argmax(1) != job.run.forget.labels).all()
+        assert set(job.run.plan.retarget(0).argmax(1).tolist()) == set(range(5))
 
     def test_classes_that_earlier_requests_forgot_are_given_to_none(self, tmp_path):
         model = tiny_model()
         model.config.unlearning = [{"classes": [{"id": 4, "label": "elk"}], "date": "2026-01-01"}]
-        run = trainer(tmp_path, model=model, **SALUN, forget=images([2] * 64))
-        run.train()
-        assert set(run.plan.retarget(0).argmax(1).tolist()) == {0, 1, 3}
+        job = trainer(tmp_path, model=model, **SALUN, forget=images([2] * 64))
+        job.train()
+        assert set(job.run.plan.retarget(0).argmax(1).tolist()) == {0, 1, 3}
 
     def test_retained_batches_follow_the_forget_batches_with_their_own_labels(self, tmp_path):
-        run = trainer(tmp_path, **SALUN, retain=images([0, 1, 3, 4] * 5, seed=4), with_retain=True)
+        job = trainer(tmp_path, **SALUN, retain=images([0, 1, 3, 4] * 5, seed=4), with_retain=True)
         seen = []
 
-        def compute_loss(trainer, model, inputs):
+        def compute_loss(run, model, inputs):
             seen.append((inputs["blocks"].unique().tolist(), inputs["targets"].argmax(1)))
-            return type(run.method).compute_loss(run.method, trainer, model, inputs)
+            return type(job.method).compute_loss(job.method, run, model, inputs)
 
-        run.method.compute_loss = compute_loss
-        run.train()
+        job.method.compute_loss = compute_loss
+        job.train()
         assert [blocks for blocks, _ in seen[:5]] == [[FORGET], [FORGET], [RETAIN], [RETAIN], [RETAIN]]
-        assert torch.equal(run.plan.retarget(3)[12:].argmax(1), run.retain.labels)
+        assert torch.equal(job.run.plan.retarget(3)[12:].argmax(1), job.run.retained.labels)
         assert torch.cat([labels for _, labels in seen[2:5]]).bincount(minlength=5).tolist() == [5, 5, 0, 5, 5]

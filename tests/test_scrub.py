@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from retained import even, retained_run, rows, stand_in
 from transformers import TrainerCallback
 
-from zspag_hf.methods import SCRUB
-from zspag_hf.methods.scrub import FORGET, RETAIN, Idle
+from zspag_hf.methods.scrub import FORGET, RETAIN, SCRUB, Idle
 
 TEACHER = [[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]]
 
@@ -26,7 +25,7 @@ def loss(block, epoch):
         "blocks": torch.full((2,), block),
     }
     found = method.compute_loss(stand, stand.classifier.model, inputs)
-    return float(found), stand.classifier.predict(pixels).tolist(), method.idle.working
+    return float(found.detach()), stand.classifier.predict(pixels).tolist(), method.idle.working
 
 
 def divergence(logits):
@@ -59,25 +58,28 @@ def test_forget_images_do_nothing_from_the_third_epoch_on():
 class Watch(TrainerCallback):
     """The weights and the momentum after each step."""
 
-    def __init__(self, run):
-        self.run, self.seen = run, []
+    def __init__(self, job):
+        self.job, self.seen = job, []
 
     def on_step_end(self, args, state, control, **_):
-        weight = self.run.model.classifier.weight
-        self.seen.append((weight.detach().clone(), self.run.optimizer.state[weight]["momentum_buffer"].clone()))
+        weight = self.job.model.classifier.weight
+        self.seen.append((weight.detach().clone(), self.job.optimizer.state[weight]["momentum_buffer"].clone()))
 
 
-def test_a_run_alternates_and_ends_with_retained_images_alone(tmp_path):
-    run, _ = retained_run(tmp_path, "scrub", per_device_train_batch_size=6, learning_rate=0.01)
-    logits, blocks, watch = run.classifier.predict(run.forget.pixels), [], Watch(run)
-    compute = run.method.compute_loss
-    run.method.compute_loss = lambda t, m, inputs: (
-        blocks.append(inputs["blocks"].unique().tolist()) or compute(t, m, inputs)
-    )
-    run.add_callback(watch)
-    run.train()
+def test_a_run_alternates_and_ends_with_retained_images_alone(tmp_path, monkeypatch):
+    job, _ = retained_run(tmp_path, "scrub", per_device_train_batch_size=6, learning_rate=0.01)
+    logits, blocks, watch = job.run.classifier.predict(job.run.forget.pixels), [], Watch(job)
+    compute = SCRUB.compute_loss
+
+    def watched(method, run, model, inputs):
+        blocks.append(inputs["blocks"].unique().tolist())
+        return compute(method, run, model, inputs)
+
+    monkeypatch.setattr(SCRUB, "compute_loss", watched)
+    job.add_callback(watch)
+    job.train()
     assert blocks == ([[FORGET]] * 2 + [[RETAIN]] * 4) * 3
-    torch.testing.assert_close(run.plan.targets[:12, 5:], (logits / 4).softmax(1))
+    torch.testing.assert_close(job.run.plan.targets[:12, 5:], (logits / 4).softmax(1))
     moved = [not torch.equal(a[0], b[0]) for a, b in zip(watch.seen[:-1], watch.seen[1:], strict=True)]
     assert moved == [True] * 11 + [False] * 2 + [True] * 4, "two steps of the third epoch are idle"
     assert torch.equal(watch.seen[11][1], watch.seen[13][1]), "momentum waits too"
@@ -86,16 +88,17 @@ def test_a_run_alternates_and_ends_with_retained_images_alone(tmp_path):
 def test_a_step_of_both_kinds_of_batches_works(tmp_path):
     """Where gradients are accumulated, an idle batch may share its step with one at work."""
     options = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 3, "learning_rate": 0.01}
-    run, _ = retained_run(tmp_path, "scrub", **options)
-    watch = Watch(run)
-    run.add_callback(watch)
-    run.train()
+    job, _ = retained_run(tmp_path, "scrub", **options)
+    watch = Watch(job)
+    job.add_callback(watch)
+    job.train()
     assert len(watch.seen) == 6 and not torch.equal(watch.seen[3][0], watch.seen[4][0])
 
 
+@pytest.mark.slow
 def test_the_forgotten_class_is_believed_less_and_the_others_stay(tmp_path):
-    run, _ = retained_run(tmp_path, "scrub", learning_rate=0.01, num_train_epochs=10)
-    entropy = lambda data: float(F.cross_entropy(run.classifier.predict(data.pixels), data.labels))  # noqa: E731
-    before = entropy(run.forget), entropy(run.retain)
-    run.train()
-    assert entropy(run.forget) > before[0] and entropy(run.retain) < before[1]
+    job, _ = retained_run(tmp_path, "scrub", learning_rate=0.01, num_train_epochs=10)
+    entropy = lambda data: float(F.cross_entropy(job.run.classifier.predict(data.pixels), data.labels))  # noqa: E731
+    before = entropy(job.run.forget), entropy(job.run.retained)
+    job.train()
+    assert entropy(job.run.forget) > before[0] and entropy(job.run.retained) < before[1]

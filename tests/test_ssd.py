@@ -1,17 +1,12 @@
 """SSD: the factor by hand, importances where gradients are known, and what the proxies stand for."""
 
-import datasets
-import numpy as np
 import pytest
 import torch
 from cases import linear_classifier
-from PIL import Image
-from tiny import NAMES, images, tiny_model, tiny_processor, trainer
+from tiny import images, learned_model, patterns, tiny_model, trainer
 
-from zspag_hf.data.images import labelled_dataset
 from zspag_hf.methods import ssd
 from zspag_hf.methods.ssd import BATCH, batches, dampen, importance
-from zspag_hf.pipeline.classifier import PixelClassifier
 from zspag_hf.trainer.stage_cache import StageCache
 
 SSD = {"method": "ssd"}
@@ -88,49 +83,49 @@ class TestRun:
 
     def trained(self, folder, **options):
         options = {"model": self.sure(), "forget": images([1] * 64, seed=1), "forget_classes": ["bee"]} | options
-        run = trainer(folder, **SSD, **options)
-        before = {name: value.clone() for name, value in run.model.state_dict().items()}
-        run.train()
-        return run, before, run.model.state_dict()
+        job = trainer(folder, **SSD, **options)
+        before = {name: value.clone() for name, value in job.model.state_dict().items()}
+        job.train()
+        return job, before, job.model.state_dict()
 
     def test_no_weight_grows_or_changes_its_sign_and_most_stay(self, tmp_path):
-        run, before, after = self.trained(tmp_path, with_retain=True, retain=images([0, 2, 3, 4] * 40, seed=2))
-        parameters = [name for name, _ in run.model.named_parameters()]
+        job, before, after = self.trained(tmp_path, with_retain=True, retain=images([0, 2, 3, 4] * 40, seed=2))
+        parameters = [name for name, _ in job.model.named_parameters()]
         old, new = (torch.cat([state[name].flatten() for name in parameters]) for state in (before, after))
         assert (new.abs() <= old.abs()).all() and (new * old >= 0).all()
         assert 0 < (new != old).sum() < len(old) / 2
-        assert run.state.global_step == 0
+        assert job.state.global_step == 0
 
     def test_buffers_stay(self, tmp_path):
         model = tiny_model("resnet")
-        run, before, after = self.trained(tmp_path, model=model)
-        buffers = [name for name, _ in run.model.named_buffers()]
+        job, before, after = self.trained(tmp_path, model=model)
+        buffers = [name for name, _ in job.model.named_buffers()]
         assert buffers and all(torch.equal(before[name], after[name]) for name in buffers)
 
     def test_without_retained_data_proxies_stand_for_them(self, tmp_path):
-        run, _, _ = self.trained(tmp_path)
-        assert run.retain is None
-        per_class = run.report.proxies["per_class"]
-        assert "bee" not in per_class and sum(per_class.values()) == run.report.proxies["count"] > 0
+        job, _, _ = self.trained(tmp_path)
+        assert job.run.retained is None
+        per_class = job.report.proxies["per_class"]
+        assert "bee" not in per_class and sum(per_class.values()) == job.report.proxies["count"] > 0
 
     def test_images_whose_classes_stay_come_last_among_proxies_of_their_own(self, tmp_path):
         """Of eight images four may stand for a class: none for its own, which it would do unchanged."""
-        run = trainer(tmp_path, **SSD, forget=images([0, 1, 2, 3] * 2), forget_classes=None, model=self.sure())
-        run.train()
-        assert run.report.proxies["count"] > 8
-        pixels, labels = self.proxies(run)
-        own = run.forget.pixels.float() / 255
+        job = trainer(tmp_path, **SSD, forget=images([0, 1, 2, 3] * 2), forget_classes=None, model=self.sure())
+        job.train()
+        assert job.report.proxies["count"] > 8
+        pixels, labels = self.proxies(job)
+        own = job.run.forget.pixels.float() / 255
         nearest = (pixels[:, None] - own).flatten(2).norm(dim=2).argmin(1)
-        assert (labels != run.forget.labels[nearest]).all()
+        assert (labels != job.run.forget.labels[nearest]).all()
 
-    def proxies(self, run):
-        run.cache = StageCache(run.args.output_dir, {})
-        return run.method.data(run, run.plan)
+    def proxies(self, job):
+        job.run.stages = StageCache(job.args.output_dir, {})
+        return job.method.data(job.run, job.run.plan)
 
     def test_with_retained_data_these_are_compared_with(self, tmp_path):
-        run = trainer(tmp_path, **SSD, with_retain=True, retain=images([0, 1, 3, 4] * 5, seed=2))
-        pixels, labels = run.method.data(run, None)
-        assert torch.equal(pixels, run.retain.pixels) and torch.equal(labels, run.retain.labels)
+        job = trainer(tmp_path, **SSD, with_retain=True, retain=images([0, 1, 3, 4] * 5, seed=2))
+        pixels, labels = job.method.data(job.run, None)
+        assert torch.equal(pixels, job.run.retained.pixels) and torch.equal(labels, job.run.retained.labels)
 
     @pytest.mark.parametrize(("classes", "per_batch"), [(["bee"], 1), (None, 4)])
     def test_batches_hold_one_class_where_classes_are_forgotten_and_a_mixture_else(
@@ -148,37 +143,13 @@ class TestRun:
         assert seen == [{per_batch}, {1}]
 
 
-def patterns(labels, seed):
-    """Images of five patterns under noise, which can be learned."""
-    shapes = np.random.default_rng(9).integers(0, 256, (5, 8, 8, 3))
-    noise = np.random.default_rng(seed).integers(0, 256, (len(labels), 8, 8, 3))
-    pictures = [
-        Image.fromarray(((shapes[k] + one) // 2).astype(np.uint8)) for k, one in zip(labels, noise, strict=True)
-    ]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    return datasets.Dataset.from_dict({"image": pictures, "label": list(labels)}, features=features)
-
-
-def learned_model():
-    """A tiny ResNet that has learned the patterns, not to the last."""
-    model, labels = tiny_model("resnet"), [0, 1, 2, 3, 4] * 40
-    data = labelled_dataset(patterns(labels, 0), tiny_processor(), NAMES)
-    pixels = torch.stack([item["pixels"] for item in data.__getitems__(range(200))]).float() / 255
-    classifier = PixelClassifier(model, tiny_processor())
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(15):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(classifier(pixels), torch.tensor(labels)).backward()
-        optimizer.step()
-    return model
-
-
+@pytest.mark.slow
 def test_a_model_that_has_learned_forgets_the_class_and_keeps_the_others(tmp_path):
     sets = {"forget": patterns([2] * 40, 1), "retain": patterns([0, 1, 3, 4] * 40, 2)}
     sets |= {"test": patterns([0, 1, 2, 3, 4] * 20, 5)}
-    run = trainer(tmp_path, **SSD, **sets, model=learned_model(), with_retain=True)
-    before = run.evaluate()
-    run.train()
-    after = run.evaluate()
+    job = trainer(tmp_path, **SSD, **sets, model=learned_model("resnet", steps=15), with_retain=True)
+    before = job.evaluate()
+    job.train()
+    after = job.evaluate()
     assert min(before["eval_acc_rt"], before["eval_acc_ut"]) > 0.9
     assert after["eval_acc_ut"] < 0.3 and after["eval_acc_rt"] > 0.85

@@ -33,7 +33,7 @@ WINDOWS = {
 STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "hidden_act": "silu"}
 SQUEEZED = STAGES | {"embedding_size": 24, "hidden_sizes": [24, 32]}
 CONVNEXT = {"num_stages": 2, "hidden_sizes": [8, 12], "depths": [1, 1]}
-MOBILE = {"image_size": 16, "depth_multiplier": 0.02, "hidden_act": "silu"}
+MOBILE = {"image_size": 16, "depth_multiplier": 0.02, "finegrained_output": False, "hidden_act": "silu"}
 PYRAMID = {
     "num_encoder_blocks": 2,
     "depths": [1, 1],

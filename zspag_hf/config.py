@@ -1,280 +1,337 @@
-"""Every option of an unlearning run, on top of transformers' TrainingArguments."""
+"""Options: one place for each, and those that are true of any run, on top of transformers' TrainingArguments."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
+from typing import Any
 
 from transformers import TrainingArguments
 
-from .errors import UnlearningError, check_choice, transformers_errors
-from .hub.models import HubOptions
-from .methods import METHODS
-from .pipeline.attacks import ATTACKS
-from .pipeline.influence import SOLVERS
-from .trainer.option_checks import VARIANTS, check_options
-from .trainer.reads import FEW_LABELS, SURE, TARGETS, unread
+from .errors import UnlearningError, check_choice, check_range, transformers_errors
+from .hub.repository import HubOptions
 
-# The paper's literal form: what it states, and METHODS' choice where it is silent. Applied to options left unset.
-PAPER = {
-    "adaptive": False,
-    "constraint": "hard",
-    "energy_threshold": 0.99,
-    "subspace_merge": "literal",
-    "proxy_policy": "second",
-    "pseudo_label": "paper",
-    "prior": "renormalised",
-    "tilt": "influence",
-    "influence_solver": "cg",
-    "learning_rate": 0.01,
-    "num_train_epochs": 10,
+UNSET = -1  # of a number that the method decides, as transformers has it for max_steps
+RECIPE = ("learning_rate", "num_train_epochs", "optim", "optim_args", "weight_decay")  # what a method may decide
+
+INEXACT = "makes the constraint or the evaluation inexact: leave it off."
+SHARDED = "shards the weights, whose rows the constraint must see whole: leave it out, and launch without FSDP."
+UNREAD = "means nothing here, where {}: leave it out."
+LABELS = UNREAD.format("images are trained on distributions over classes")
+COLUMNS = UNREAD.format("images are read by the names of their columns")
+REFUSED = {  # the one table of options by name: of TrainingArguments, what would do harm or nothing -> why
+    **dict.fromkeys(("tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"), INEXACT),
+    **dict.fromkeys(("fp16", "fp16_full_eval", "bf16_full_eval"), INEXACT),
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), SHARDED),
+    **dict.fromkeys(("label_smoothing_factor", "label_names", "neftune_noise_alpha"), LABELS),
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config", "use_cache"), UNREAD.format("models read images")),
+    **dict.fromkeys(("include_num_input_tokens_seen", "length_column_name"), UNREAD.format("there are no tokens")),
+    **dict.fromkeys(
+        (f"{kind}_checkpointing{rest}" for kind in ("gradient", "activation") for rest in ("", "_kwargs")),
+        "does nothing in eval mode, which unlearning trains in: leave it off, lower per_device_train_batch_size and"
+        " raise gradient_accumulation_steps.",
+    ),
+    "auto_find_batch_size": "would change what the result depends on: leave it off, and give"
+    " per_device_train_batch_size.",
+    "batch_eval_metrics": "would give compute_metrics a batch at a time, and accuracies need all: leave it off.",
+    "dataloader_drop_last": "would leave out images to forget: leave it off.",
+    "eval_do_concat_batches": "would give the scores a list of batches, and they need all images at once: leave it on.",
+    "hub_always_push": "would upload checkpoints that still remember: leave it off.",
+    "ignore_data_skip": "would repeat batches in a resumed run, which then ends elsewhere: leave it off.",
+    "optim_target_modules": UNREAD.format("the method says which weights move"),
+    "prediction_loss_only": "would leave the scores without answers: leave it off.",
+    "remove_unused_columns": "would drop the images before they are read: leave it off.",
+    "train_sampling_strategy": UNREAD.format("every image comes once an epoch in a random order"),
 }
-ADAPTIVE = {
-    "adaptive": True,
-    "constraint": "soft",
-    "subspace_merge": "gram",
-    "proxy_policy": "quota",
-    "pseudo_label": "prior",
-    "prior": "renormalised",
-    "tilt": "influence",
-    "influence_solver": "kfac",
-    "num_train_epochs": 1,
-}
+PRIVATE = (  # beginnings of names of options that hold folders, secrets or accounts, or a terminal sets: never told
+    *("output_dir", "cache_dir", "hub_token", "hub_model_id", "push_to_hub", "resume_from_checkpoint", "run_name"),
+    *("dataset_name", "project", "trackio_", "accelerator_config", "local_rank", "do_", "disable_tqdm"),
+)
+UNRELATED = (*PRIVATE, "hub_", "log", "report_to", "save_", "dataloader_", "ddp_", "debug", "skip_", "disable_", "use_")
+
+
+class Option(str):
+    """The help of an option, and all else that is known of it; ``field.metadata["help"]``, which is as much as
+    transformers' parser reads.
+
+    Attributes:
+        group: title that it stands under in ``--help``; None: shown by ``--help_all`` alone. metavar: its placeholder.
+        choices: values that it may have, or None.
+        bounds: above, least, below, most, whole: see :func:`zspag_hf.errors.check_range`; empty for no number.
+        keyed: whether a result depends on it in this form, so that another value begins a run anew.
+        private: whether it may tell which images, or hold a folder: never in a report.
+    """
+
+    group: str | None
+    metavar: str | None
+    choices: tuple[str, ...] | None
+    bounds: dict[str, Any]
+    keyed: bool
+    private: bool
+
+
+def told(
+    text: str,
+    *,
+    group: str | None = "unlearning",
+    metavar: str | None = None,
+    choices: Iterable[str] | None = None,
+    keyed: bool = True,
+    private: bool = False,
+    **bounds: Any,
+) -> Option:
+    """What is known of an option; see :class:`Option`."""
+    names = None if choices is None else tuple(choices)
+    known = Option(text if names is None else f"{text.rstrip('.')}: {', '.join(names)}.")
+    known.group, known.metavar, known.choices, known.bounds = group, metavar, names, bounds
+    known.keyed, known.private = keyed, private
+    return known
+
+
+def option(default: Any, text: str, **known: Any) -> Any:
+    """A field of a dataclass of options: its type, default, range or choices and help stand in this one place.
+
+    Args:
+        known: of :func:`told`.
+    """
+    return field(default=default, metadata={"help": told(text, **known)})
+
+
+def check_fields(options: Any) -> None:
+    """Check a dataclass of options by what :func:`option` says of each.
+
+    Raises:
+        UnlearningError: a value that is not the default, outside its choices or range.
+    """
+    for one in fields(options):
+        value, known = getattr(options, one.name), one.metadata.get("help")
+        if isinstance(known, Option) and value != one.default:
+            if known.choices is not None:
+                check_choice(one.name, value, known.choices)
+            if known.bounds:
+                check_range(one.name, value, **known.bounds)
+
+
+def plain(value: Any) -> Any:
+    """An option as JSON holds it: enums by their values."""
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def default_of(one: Field) -> Any:
+    """Of a dataclass's field; None where there is none."""
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return None if one.default is MISSING else one.default
+
+
+def is_given(value: Any, default: Any) -> bool:
+    """Whether a refused option has another value than the default, where transformers writes False, [], "no" and None
+    for one another."""
+    return plain(value) != plain(default) and bool(value or default not in (None, "no", "none", "", []))
 
 
 @dataclass
 class UnlearningConfig(TrainingArguments):
-    """Options of :class:`zspag_hf.UnlearningTrainer`.
+    """Options that are true of any run of :class:`zspag_hf.UnlearningTrainer`; those of a method are the method's
+    fields (:mod:`zspag_hf.methods`).
 
-    The defaults need no tuning: learning rate, damping, the share of the deep layers and the end of training are chosen
-    within the run from the forget set and its proxies alone. An option that is given is kept; ``variant="paper"`` sets
-    the literal ZS-PAG of arXiv 2507.21738 (hard projection, fixed rate, fixed epochs).
-
-    Attributes:
-        given: the options as they were given, before those left unset were filled in.
+    Of learning rate, epochs, optimizer and weight decay each method has its own, published or chosen within the run:
+    they are used where these are left at -1 or None. A run writes what it decides into its own copy and the report.
 
     Raises:
-        UnlearningError: an option outside its range or choices.
+        UnlearningError: an option outside its range or choices, or one of TrainingArguments that means nothing here.
     """
 
-    output_dir: str = field(default="outputs/unlearned", metadata={"help": "Where the unlearned model is written."})
-    forget_classes: list[str] | None = field(
-        default=None, metadata={"help": "Classes to forget: label names as in the model's config, or their ids."}
+    output_dir: str = option(
+        "outputs/unlearned", "Where the results are written.", metavar="FOLDER", group="running", keyed=False
     )
-    method: str = field(
-        default="zspag",
-        metadata={"help": f"One of {', '.join(METHODS)}."},
+    forget_classes: list[str] | None = option(
+        None,
+        "Classes to forget: label names as in the model's config, or their ids.",
+        metavar="CLASS",
+        group="request",
+        keyed=False,
     )
-    with_retain: bool | None = field(
-        default=None, metadata={"help": "Train on retained data too, in a method that can; unset: where it must."}
+    forget_views: int = option(
+        0,
+        "Random crops to take of each forget image; use some tens for a few images.",
+        group="request",
+        **{"least": 0, "most": 1000, "whole": True},
     )
-    max_retain_samples: int | None = field(
-        default=None, metadata={"help": "Use at most so many retained images, drawn at random."}
+    image_column_name: str = option("image", "Image column of the data sets.", group="model and data", keyed=False)
+    label_column_name: str = option("label", "Label column of the data sets.", group="model and data", keyed=False)
+    label_offset: int | None = option(
+        None,
+        "Added to data set label ids, for a model with a background class in front.",
+        group="model and data",
+        keyed=False,
     )
-    variant: str = field(
-        default="adaptive", metadata={"help": "adaptive (the default), or paper: the literal form of arXiv 2507.21738."}
+    dataset_name: str | None = option(
+        None,
+        "Hub id of the data, or a folder of parquet files or images.",
+        metavar="DATA",
+        group="model and data",
+        keyed=False,
     )
-    adaptive: bool | None = field(
-        default=None, metadata={"help": "Choose step size, damping, scope and stopping from held-out proxies."}
+    model_revision: str | None = option(
+        None,
+        "Branch, tag or commit of the model's repository on the Hub.",
+        metavar="REVISION",
+        group="model and data",
+        keyed=False,
     )
-    forget_views: int = field(
-        default=0, metadata={"help": "Random crops to take of each forget image; use some tens for a few images."}
+    cache_dir: str | None = option(
+        None, "Where files from the Hub are kept.", metavar="FOLDER", group="model and data", keyed=False
     )
-    holdout_share: float = field(
-        default=0.3, metadata={"help": "Share of the forget images kept to judge by, in (0, 1). Adaptive runs only."}
+    trust_remote_code: bool = option(
+        False, "Run code that the model's repository brings along. Read it first.", group="model and data", keyed=False
     )
-    attack: str = field(default="pgd", metadata={"help": f"Attack that makes the proxies: {', '.join(ATTACKS)}."})
-    attack_eps: float | None = field(
-        default=None, metadata={"help": "Radius of the attack in [0, 1] pixel units; unset for the attack's own."}
+    allow_pickled_weights: bool = option(
+        False,
+        "Also load pytorch_model.bin, a pickle. torch unpickles tensors alone.",
+        group="model and data",
+        keyed=False,
     )
-    attack_steps: int | None = field(default=None, metadata={"help": "Steps at most; unset for the attack's own."})
-    proxy_policy: str | None = field(
-        default=None, metadata={"help": "quota: proxies for every retained class; second: the literal eq. 2."}
+    max_memory_gb: float = option(
+        4.0, "Bound on the Gram matrices held at once, in 1e9 bytes.", group="training", above=0
     )
-    proxies_per_class: int = field(
-        default=100, metadata={"help": "Proxies per retained class, the paper's n_adv, with proxy_policy='quota'."}
+    hub_create_pr: bool = option(False, "Push as a pull request in place of a commit to the branch.", group="hub")
+
+    # TrainingArguments with other defaults, or another text
+    learning_rate: float = option(UNSET, "-1: the method's own.", group="training", above=0)
+    num_train_epochs: float = option(UNSET, "-1: the method's own.", group="training", above=0)
+    max_steps: int = option(-1, "Optimizer steps at most; -1 for no limit.", group="training", least=1, whole=True)
+    optim: str | None = option(None, "Optimizer; unset: the method's own.", group="training")
+    optim_args: str | None = option(
+        None, 'Of the optimizer, for example "momentum=0.9"; unset: the method\'s own.', group="training"
     )
-    max_proxies: int = field(default=1000, metadata={"help": "Bound on all training proxies together."})
-    constraint: str | None = field(
+    weight_decay: float = option(UNSET, "-1: the method's own.", group="training", least=0)
+    lr_scheduler_type: str = option("constant", "Learning rate schedule.", group="training")
+    max_grad_norm: float = option(0.0, "Gradient clipping; 0 for none.", group="training", least=0)
+    per_device_train_batch_size: int = option(
+        32, "Forget images a step and device.", group="training", keyed=False, least=1, whole=True
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Batches whose gradients make one step.", group="training", least=1, whole=True
+    )
+    dataloader_num_workers: int = option(0, "Processes that prepare batches.", group=None, least=0, whole=True)
+    dataloader_pin_memory: bool = option(False, "Pin batches in memory, for a GPU.", group="training")
+    save_strategy: str = option("no", "Checkpoints during training.", group="training")
+    logging_steps: float = option(50, "Log every so many steps.", group="training")
+    per_device_eval_batch_size: int = option(
+        128, "Images a batch in evaluation.", group="evaluation", keyed=False, least=1, whole=True
+    )
+    push_to_hub: bool = option(False, "Publish the result at the end of the run.", group="hub")
+    hub_model_id: str | None = option(
+        None, "Repository to publish in, made where there is none.", metavar="USER/NAME", group="hub"
+    )
+    hub_private_repo: bool | None = option(
+        None, "Make that repository private. Unset: as the account's default is.", group="hub"
+    )
+    hub_revision: str | None = option(
+        None, "Branch to publish on; unset: the main branch.", metavar="REVISION", group="hub"
+    )
+    hub_strategy: str = option("end", "Must stay end: earlier pushes still remember.", group=None)
+    hub_token: str | None = field(  # neither compared nor shown nor written: a copy by to_dict has none
         default=None,
-        metadata={"help": "soft: damp what proxies use; hard: leave their subspace alone exactly; none."},
-    )
-    energy_threshold: float | None = field(
-        default=None,
+        repr=False,
+        compare=False,
         metadata={
-            "help": "Share of the proxies' energy that sets rank (hard) or damping (soft), in (0, 1]. Unset: chosen."
+            "help": told(
+                "Token for private models, gated data and publishing; unset: the one of `hf auth login`.",
+                group="hub",
+                metavar="TOKEN",
+            )
         },
     )
-    subspace_merge: str | None = field(
-        default=None,
-        metadata={
-            "help": "gram: one Gram matrix a layer; hard form alone: literal, eq. 3-4 by stacked SVDs, or random."
-        },
+    seed: int = option(
+        42,
+        "Draws batches, random views and the held-out images.",
+        group="running",
+        **{"least": 0, "most": 2**32 - 1, "whole": True},
     )
-    scope: str = field(
-        default="auto",
-        metadata={"help": "auto: whole network as far as proxies allow, then the head; all: whole network; head only."},
-    )
-    proxy_budget: float = field(
-        default=0.01,
-        metadata={"help": "How far outputs on held-out proxies may move: mean KL in nats, over retained classes."},
-    )
-    proxy_weight: float = field(
-        default=3.0,
-        metadata={"help": "Weight of keeping the original outputs on training proxies, in adaptive runs; 0 for none."},
-    )
-    feature_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of drawing forget images' last features to proxies', in adaptive runs; 0 for none."},
-    )
-    pseudo_label: str | None = field(
-        default=None,
-        metadata={"help": "Targets of the forget images: prior: prior x exp(influence / tau); paper: eq. 7-10."},
-    )
-    prior: str | None = field(
-        default=None,
-        metadata={"help": "renormalised original softmax (unset), its second_best class, or uniform."},
-    )
-    tilt: str | None = field(
-        default=None, metadata={"help": "influence (unset); similarity of the head's rows; or none."}
-    )
-    tilt_temperature: float = field(default=5.0, metadata={"help": "tau, in standard deviations of the influence."})
-    influence_sign: str = field(
-        default="eq10", metadata={"help": "eq10: labels of small influence gain, as printed; upweight: the opposite."}
-    )
-    influence_solver: str | None = field(
-        default=None, metadata={"help": f"Inverse-Hessian product: {', '.join(SOLVERS)}."}
-    )
-    influence_damping: float = field(default=0.01, metadata={"help": "Damping lambda of that product."})
-    max_memory_gb: float = field(
-        default=4.0,
-        metadata={"help": "Bound on the Gram matrices held at once, in 1e9 bytes."},
-    )
-    image_column_name: str = field(default="image", metadata={"help": "Image column of the data sets."})
-    label_column_name: str = field(default="label", metadata={"help": "Label column of the data sets."})
-    label_offset: int | None = field(
-        default=None, metadata={"help": "Added to data set label ids, for a model with a background class in front."}
-    )
-
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the model's repository on the Hub."}
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where files from the Hub are kept."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that the model's repository brings along. Read it first."}
-    )
-    allow_pickled_weights: bool = field(
-        default=False,
-        metadata={"help": "Also load pytorch_model.bin, a pickle. torch unpickles tensors alone."},
-    )
-    hub_create_pr: bool = field(
-        default=False, metadata={"help": "Push as a pull request in place of a commit to the branch."}
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id of the data, or a folder of parquet files or images."}
-    )
-
-    # TrainingArguments with other defaults
-    learning_rate: float | None = field(default=None, metadata={"help": "Unset: chosen within the run."})
-    num_train_epochs: float | None = field(default=None, metadata={"help": "Epochs of a fixed run; unset: 10."})
-    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps at most; adaptive runs stop by 1000."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Forget images a step and device."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a batch in evaluation."})
-    optim: str | None = field(
-        default=None,
-        metadata={"help": "Optimizer; sgd unless the method has another."},
-    )
-    optim_args: str | None = field(
-        default=None, metadata={"help": 'Of the optimizer, for example "momentum=0.9"; unset: as the method has them.'}
-    )
-    weight_decay: float | None = field(default=None, metadata={"help": "0 unless the method has another."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
-    hub_strategy: str = field(default="end", metadata={"help": "Must stay end: earlier pushes still remember."})
-    save_strategy: str = field(default="no", metadata={"help": "Checkpoints during training."})
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin batches in memory, for a GPU."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: images are read by name."})
+    use_cpu: bool = option(False, "Compute on the CPU, even where there is a GPU.", group="running")
+    disable_tqdm: bool | None = option(None, "No progress bars.", group="running")
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
 
     def __post_init__(self):
-        self.given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        check_choice("variant", self.variant, VARIANTS)
-        check_choice("method", self.method, METHODS)
         if isinstance(self.forget_classes, (str, int, float)):
             self.forget_classes = [self.forget_classes]
-        if self.adaptive and self.num_train_epochs is not None:
-            raise UnlearningError(
-                f"an adaptive run ends by itself, not after num_train_epochs={self.num_train_epochs!r}: give max_steps,"
-                " or adaptive=False with num_train_epochs."
-            )
-        preset = dict(PAPER if self.variant == "paper" else ADAPTIVE)
-        fixed_constraint = self.constraint in ("hard", "none")
-        method = METHODS[self.method]
-        if self.method != "zspag":
-            preset |= {"constraint": "none"}
-            if all(getattr(self, name) is None for name in TARGETS):
-                preset |= dict.fromkeys(TARGETS)  # the method's own
-        if self.adaptive is False or fixed_constraint or self.method != "zspag" or self.num_train_epochs is not None:
-            preset |= {"adaptive": False} | self.published(FEW_LABELS)
-        if self.prior == SURE:
-            preset |= {"tilt": "none"}
-        preset |= {"with_retain": method.needs_retain}
-        preset |= {name: value for name, value in (("optim", "sgd"), ("weight_decay", 0.0)) if name not in preset}
-        for name, value in preset.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        if self.adaptive and self.max_steps == -1:  # transformers' own word for no limit
-            self.max_steps = 1000
-        if self.energy_threshold is None and not self.adaptive:
-            self.energy_threshold = 0.99 if self.constraint == "hard" else 0.999
-        check_options(self)
-        chosen_later, self.learning_rate = self.learning_rate is None, self.learning_rate or 0.0
+        check_fields(self)
+        self.check_inherited()
+        optim, self.optim = self.optim, self.optim or "sgd"
         with transformers_errors():
             super().__post_init__()
-        if chosen_later:
-            self.learning_rate = None
-        if self.mixed_precision not in ("no", "bf16"):
+        self.optim = plain(optim)
+        precision = vars(self)["mixed_precision"]
+        if precision not in ("no", "bf16"):
             raise UnlearningError(
-                f"mixed precision {self.mixed_precision!r} needs its gradients scaled, or rounds too much for the"
+                f"mixed precision {precision!r} needs its gradients scaled, or rounds too much for the"
                 " constraint: give bf16=True, or leave it off."
             )
         # UnlearningTrainer applies it itself: accelerate would wrap the model, and every reading and score with it
-        self.bf16, self.mixed_precision = self.mixed_precision == "bf16", "no"
+        self.bf16, self.mixed_precision = precision == "bf16", "no"
 
-    def complete(self, num_labels: int) -> None:
-        """The method's published options for so many labels, where they are not given."""
-        if self.method != "zspag":
-            usual = self.published(FEW_LABELS)
-            for name, value in self.published(num_labels).items():
-                if self.given[name] is None and getattr(self, name) == usual[name]:  # else it was set afterwards
-                    setattr(self, name, value)
+    def check_inherited(self) -> None:
+        """Refuse options of TrainingArguments that would do harm, or nothing.
 
-    def published(self, num_labels: int) -> dict:
-        """The method's settings for so many labels, in the form that is asked for."""
-        method = METHODS[self.method]
-        retained = method.needs_retain if self.with_retain is None else self.with_retain
-        return method.retained_settings(num_labels) if retained else method.settings(num_labels)
+        Raises:
+            UnlearningError: it names the option and the mend.
+        """
+        usual = {one.name: default_of(one) for one in fields(type(self))}
+        for name, why in REFUSED.items():
+            if is_given(getattr(self, name), usual[name]):
+                raise UnlearningError(f"{name}={getattr(self, name)!r} {why}")
+        if any(part in str(plain(self.optim)) for part in ("lomo", "layerwise")):
+            raise UnlearningError(
+                f"optim={plain(self.optim)!r} updates weights during the backward pass, past the constraint: use sgd or"
+                " adamw_torch."
+            )
+        if self.hub_create_pr and self.hub_revision is not None:
+            raise UnlearningError(
+                "hub_create_pr=True opens a pull request on the main branch: leave"
+                f" hub_revision={self.hub_revision!r} out."
+            )
+        if self.push_to_hub and plain(self.hub_strategy) != "end":
+            raise UnlearningError(
+                f"hub_strategy={plain(self.hub_strategy)!r} would upload checkpoints that still remember: use 'end'."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain values, without the token: ``UnlearningConfig(**config.to_dict()) == config``."""
+        return {name: value for name, value in super().to_dict().items() if name != "hub_token"}
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not at their defaults, but for those that hold folders, secrets or accounts."""
+        usual, held = {one.name: plain(default_of(one)) for one in fields(self)}, self.to_dict()
+        told = {n: v for n, v in held.items() if n not in REFUSED and not n.startswith(PRIVATE)}
+        return {n: v for n, v in told.items() if v not in (usual[n], [])}
+
+    def public(self) -> dict[str, Any]:
+        """This class's own options and those that were given, but for folders, secrets and accounts: for the report."""
+        return {
+            n: v
+            for n, v in self.to_dict().items()
+            if n in UnlearningConfig.__annotations__ and not n.startswith(PRIVATE)
+        } | self.given()
+
+    def keyed(self) -> dict[str, Any]:
+        """The options that a result depends on: where one differs, stages and checkpoints are another run's."""
+        texts = {one.name: one.metadata.get("help") for one in fields(self)}
+        loose = {name for name, text in texts.items() if isinstance(text, Option) and not text.keyed}
+        return {n: v for n, v in self.to_dict().items() if n not in loose and not n.startswith(UNRELATED)}
 
     @property
     def hub(self) -> HubOptions:
         """How the model is read from the Hub."""
-        return replace(self.other_hub, revision=self.model_revision)
+        return HubOptions(
+            self.model_revision, self.hub_token, self.cache_dir, self.trust_remote_code, self.allow_pickled_weights
+        )
 
     @property
     def other_hub(self) -> HubOptions:
         """How models to compare with are read: ``model_revision`` is the model's alone."""
         return HubOptions(None, self.hub_token, self.cache_dir, self.trust_remote_code, self.allow_pickled_weights)
-
-    @property
-    def by_influence(self) -> bool:
-        """Whether targets are made by influence."""
-        return self.pseudo_label == "paper" or (self.pseudo_label == "prior" and self.tilt == "influence")
-
-    def but(self, **changes) -> UnlearningConfig:
-        """The options as they were given, with some changed. Not carried over are choices of an earlier run, targets to
-        another method, which has its own, and options that the changes leave unread."""
-        values = self.given | changes
-        check_choice("method", values["method"], METHODS)
-        if values["method"] != self.method:
-            values |= {name: None for name in TARGETS if name not in changes}
-        dropped = unread(values) - set(changes)
-        return type(self)(**{name: value for name, value in values.items() if name not in dropped})

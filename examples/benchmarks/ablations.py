@@ -1,14 +1,14 @@
 """What each part of ZS-PAG does: one option at a time changed from the default and from the paper's literal form.
 
     python examples/benchmarks/ablations.py                                       # digits, which needs nothing
-    python examples/benchmarks/ablations.py --benches cifar --places places.json --parts attack solver
+    python examples/benchmarks/ablations.py --benches cifar --places places.json --parts attack constraint
     python examples/benchmarks/ablations.py --tables outputs/tables               # figure 2 with the rows of tables.py
 
 Benches, places and kept runs are those of tables.py; benches of images at random have nothing to ablate, as ZS-PAG
 forgets classes. The literal form's rate is chosen on validation data with the first seed, for its variants under the
 same constraint too; rows with another constraint or energy threshold, which are not steered by the run itself, have
-theirs chosen so. A default row without the soft constraint loses more than that: steering, held-out proxies and the
-fitted head.
+theirs chosen so. A default row without the soft constraint is the literal form's method with the default's proxies and
+targets, and loses more than that constraint: steering, held-out proxies and the fitted head.
 
 Beside each bench's table.md stand the paper's figure 2, membership inference against the retrained models'
 (mia_entropy), and figure 5, the attack's radius and the number of proxies.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,82 +28,93 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from measure import machine
-from models import quiet_config
 from pages import spread
 from tables import Budget, Runner, chosen
 from tqdm.auto import tqdm
 
-from zspag_hf import UnlearningConfig
 from zspag_hf.errors import UnlearningError
+from zspag_hf.methods import ZSPAG, Method, RandomLabels, ZSPAGPaper, method_name
+from zspag_hf.methods.options import MERGES, PRIORS, TILTS
 from zspag_hf.pipeline.attacks import ATTACKS
-from zspag_hf.pipeline.influence import SOLVERS
 from zspag_hf.pipeline.proxies import POLICIES
-from zspag_hf.pipeline.pseudo_labels import PRIORS, SIGNS, TILTS
+from zspag_hf.pipeline.pseudo_labels import SIGNS
 from zspag_hf.report.figures import png
 from zspag_hf.report.figures.style import BESIDE, ROLES, dress, legend, new_figure, plain
 from zspag_hf.report.files import write_whole
-from zspag_hf.trainer.option_checks import MERGES
-from zspag_hf.trainer.reads import unread
 
 DEFAULT, LITERAL = "ZS-PAG", "ZS-PAG, literal"
 QUOTA, QUOTA_RL = f"{LITERAL}, quota", f"{LITERAL}, quota, RL"
-BASES = {  # the paper gives no energy threshold; at .99, UNSC's, the literal form can move little or nothing
-    DEFAULT: {"method": "zspag"},
-    LITERAL: {"method": "zspag", "variant": "paper", "energy_threshold": 0.9},
+BASES: dict[str, Method] = {  # the paper gives no energy threshold; at .99, UNSC's, its form can move little or nothing
+    DEFAULT: ZSPAG(),
+    LITERAL: ZSPAGPaper(energy_threshold=0.9),
 }
 RATES = (1e-3, 1e-2, 1e-1, 0.3, 1.0)  # of the literal form: what a hard projection leaves of a step is small
-CONFINING = ("constraint", "energy_threshold")
 RADII, COUNTS = (0.02, 0.05, 0.1, 0.2, 0.4), (3, 10, 30, 100)
-RANDOM_LABELS = {"method": "random_labels"}
-IN_SUBSPACE = RANDOM_LABELS | {"constraint": "hard"}
-PRIOR = {"pseudo_label": "prior"}
+# the default's proxies and targets, without what needs its constraint
+UNSTEERED = ZSPAGPaper(proxy_policy="quota", subspace_merge="gram", targets="renormalised", tilt="influence")
+# random labels under the literal form's constraint
+IN_SUBSPACE = RandomLabels(constraint="hard", energy_threshold=0.9, subspace_merge="literal", proxy_policy="second")
 
-# part -> base -> row -> options that differ from the base's; a row that changes nothing is the base itself
-Rows = dict[str, dict]
-PARTS: dict[str, dict[str, Rows]] = {
+
+def default(**changes) -> Method:
+    """The default with other options."""
+    return replace(BASES[DEFAULT], **changes)
+
+
+def literal(**changes) -> Method:
+    """The literal form with other options."""
+    return replace(BASES[LITERAL], **changes)
+
+
+def with_quota(method: Method) -> dict[str, Method]:
+    """A method with each number of proxies; by eq. 2 a class has as many as there are images next to it, so the literal
+    form needs a quota here."""
+    return {f"{n} a class": replace(method, proxy_policy="quota", proxies_per_class=n) for n in COUNTS}
+
+
+FORMS = {DEFAULT: default, LITERAL: literal}
+TILT = {name: "none" if name == "second_best" else "influence" for name in PRIORS}  # one class has nothing to tilt
+# part -> kind, a base or its form with random labels -> what the part's table calls a row -> its method
+PARTS: dict[str, dict[str, dict[str, Method]]] = {
     "threshold": {
-        DEFAULT: {f"energy {value:g}": {"energy_threshold": value} for value in (0.9, 0.99, 0.999, 0.9999)},
-        LITERAL: {f"energy {value:g}": {"energy_threshold": value} for value in (0.5, 0.8, 0.9, 0.97, 0.99)},
+        DEFAULT: {f"energy {x:g}": default(energy_threshold=x) for x in (0.9, 0.99, 0.999, 0.9999)},
+        LITERAL: {f"energy {x:g}": literal(energy_threshold=x) for x in (0.5, 0.8, 0.9, 0.97, 0.99)},
     },
-    "attack": {base: {name: {"attack": name} for name in ATTACKS} for base in BASES},
-    "radius": {base: {f"eps {value:g}": {"attack_eps": value} for value in RADII} for base in BASES},
+    "attack": {base: {name: form(attack=name) for name in ATTACKS} for base, form in FORMS.items()},
+    "radius": {base: {f"eps {x:g}": form(attack_eps=x) for x in RADII} for base, form in FORMS.items()},
     "proxies": {
-        DEFAULT: {f"{count} a class": {"proxies_per_class": count} for count in COUNTS},
-        # by eq. 2 a class has as many proxies as there are images next to it, so the literal form needs a quota here
-        QUOTA: {f"{count} a class": {"proxy_policy": "quota", "proxies_per_class": count} for count in COUNTS},
-        QUOTA_RL: {
-            f"{count} a class": IN_SUBSPACE | {"proxy_policy": "quota", "proxies_per_class": count} for count in COUNTS
-        },
+        DEFAULT: with_quota(default()),
+        QUOTA: with_quota(literal()),
+        QUOTA_RL: with_quota(IN_SUBSPACE),
     },
-    "policy": {base: {name: {"proxy_policy": name} for name in POLICIES} for base in BASES},
+    "policy": {base: {name: form(proxy_policy=name) for name in POLICIES} for base, form in FORMS.items()},
     "subspace": {
         LITERAL: {
-            "RL": RANDOM_LABELS,
-            "random subspace + RL": IN_SUBSPACE | {"subspace_merge": "random"},
+            "RL": RandomLabels(),
+            "random subspace + RL": replace(IN_SUBSPACE, subspace_merge="random"),
             "estimated subspace + RL": IN_SUBSPACE,
-            "random subspace + pseudo-labels": {"subspace_merge": "random"},
+            "random subspace + pseudo-labels": literal(subspace_merge="random"),
         }
     },
-    "merge": {LITERAL: {name: {"subspace_merge": name} for name in MERGES}},
+    "merge": {LITERAL: {name: literal(subspace_merge=name) for name in MERGES}},
     "constraint": {
-        DEFAULT: {"hard": {"constraint": "hard"}, "none": {"constraint": "none"}},
-        LITERAL: {"soft": {"constraint": "soft", "subspace_merge": "gram"}, "none": {"constraint": "none"}},
+        DEFAULT: {"hard": UNSTEERED, "none": replace(UNSTEERED, constraint="none")},
+        LITERAL: {name: literal(constraint=name, subspace_merge="gram") for name in ("soft", "none")},
     },
     "pseudo-label": {
         DEFAULT: {
-            **{f"prior {name}": {"prior": name} for name in PRIORS},
-            **{f"tilt {name}": {"tilt": name} for name in TILTS},
-            **{f"sign {name}": {"influence_sign": name} for name in SIGNS},
-            "eq. 7-10": {"pseudo_label": "paper"},
+            **{f"prior {name}": default(targets=name, tilt=tilt) for name, tilt in TILT.items()},
+            **{f"tilt {name}": default(tilt=name) for name in TILTS},
+            **{f"sign {name}": default(influence_sign=name) for name in SIGNS},
+            "eq. 7-10": default(targets="paper", tilt="none"),
         },
         LITERAL: {
-            **{f"sign {name}": {"influence_sign": name} for name in SIGNS},
-            **{f"prior {name}": PRIOR | {"prior": name} for name in PRIORS},
-            **{f"tilt {name}": PRIOR | {"tilt": name} for name in TILTS},
+            **{f"sign {name}": literal(influence_sign=name) for name in SIGNS},
+            **{f"prior {name}": literal(targets=name, tilt=tilt) for name, tilt in TILT.items()},
+            **{f"tilt {name}": literal(targets="renormalised", tilt=name) for name in TILTS},
         },
     },
-    "solver": {base: {name: {"influence_solver": name} for name in SOLVERS} for base in BASES},
-    "features": {DEFAULT: {f"weight {value:g}": {"feature_weight": value} for value in (0.0, 0.1, 1.0, 3.0)}},
+    "features": {DEFAULT: {f"weight {x:g}": default(feature_weight=x) for x in (0.0, 0.1, 1.0, 3.0)}},
 }
 
 
@@ -114,56 +125,46 @@ class Row:
     Attributes:
         kind: a base, or its form with random labels. variant: what its part's table calls it.
         name: of folders and reports, made of what differs from the base: rows that come to the same share a run.
-        options: of the run.
     """
 
     kind: str
     variant: str
     name: str
-    options: dict
+    method: Method
 
     @property
     def base(self) -> str:
+        """Whose row it is."""
         return base_of(self.kind)
 
 
 def base_of(kind: str) -> str:
+    """The base that a kind belongs to."""
     return LITERAL if kind.startswith(LITERAL) else DEFAULT
 
 
 def rows_of(part: str) -> list[Row]:
-    """The rows of a part; one whose options are the base's own bears the base's name.
-
-    Raises:
-        UnlearningError: options that do not go together.
-    """
+    """The rows of a part; one that is the base itself bears the base's name."""
     return [
-        Row(kind, variant, name_of(base_of(kind), changes), with_changes(base_of(kind), changes))
+        Row(kind, variant, name_of(base_of(kind), method), method)
         for kind, variants in PARTS[part].items()
-        for variant, changes in variants.items()
+        for variant, method in variants.items()
     ]
 
 
-def with_changes(base: str, changes: dict) -> dict:
-    """The base's options and these, without those of the base that mean nothing beside these."""
-    given = BASES[base] | changes
-    values = {f.name: f.default for f in fields(UnlearningConfig)} | {"forget_classes": ["0"]} | given
-    dropped = unread(values) - set(changes)
-    return {name: value for name, value in given.items() if name not in dropped}
-
-
-def name_of(base: str, changes: dict) -> str:
-    method = {key: value for key, value in changes.items() if key == "method"}  # it brings options of its own
-    before, after = (
-        quiet_config(forget_classes=["0"], **with_changes(base, given)) for given in (method, method | changes)
-    )
-    found = [key for key in changes if getattr(after, key) != getattr(before, key)]
-    return ", ".join([base, *(f"{key} {changes[key]}" for key in sorted([*method, *found]))])
+def name_of(base: str, method: Method) -> str:
+    """The base, and in what the method differs from it; another kind of method in what differs from its defaults."""
+    usual, held = BASES[base].to_dict(), method.to_dict()
+    if type(method) is type(BASES[base]):
+        differing = {name: value for name, value in held.items() if value != usual[name]}
+    else:
+        differing = {"method": method_name(method)} | method.given()
+    return ", ".join([base, *(f"{name} {value}" for name, value in sorted(differing.items()))])
 
 
 def all_rows(parts: list[str]) -> dict[str, Row]:
     """Every different row by name, the two bases first."""
-    rows = {base: Row(base, "", base, options) for base, options in BASES.items()}
+    rows = {base: Row(base, "", base, method) for base, method in BASES.items()}
     for part in parts:
         rows |= {row.name: row for row in rows_of(part) if row.name not in rows}
     return rows
@@ -186,8 +187,8 @@ class Ablation:
 
     def values(self, row: str, key: str) -> list[float]:
         """A row's score by seed, from the reports, where there is one."""
-        found = [report[row].get(key) for report in self.reports if report.get(row)]
-        return [value for value in found if value is not None]
+        values = [report[row].get(key) for report in self.reports if report.get(row)]
+        return [value for value in values if value is not None]
 
     def success(self, row: str) -> list[float]:
         """Share of attacks that reach their target, by seed."""
@@ -201,36 +202,40 @@ def chosen_rate(runner: Runner, row: Row, seed: int) -> float:
     Raises:
         UnlearningError: no run ended.
     """
-    frontier = [runner.attempt(row.name, row.options, seed, rate) for rate in RATES]
+    frontier = [runner.attempt(row.name, row.method, seed, rate) for rate in RATES]
     ended = [cell for cell in frontier if "error" not in cell]
     if not ended:
         raise UnlearningError(frontier[0]["error"])
     return chosen(ended, {})["rate"]
 
 
+def confining(method: Method) -> tuple:
+    """What a rate suits: the constraint and its energy threshold."""
+    return getattr(method, "constraint", None), getattr(method, "energy_threshold", None)
+
+
 def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
     """Run every row for every seed; kept runs are read."""
     rows = all_rows(parts)
-    literal = chosen_rate(runner, rows[LITERAL], seeds[0])
+    literal_rate = chosen_rate(runner, rows[LITERAL], seeds[0])
     rates, cells, errors = {}, {}, {}
     for row in tqdm(rows.values(), desc=runner.bench.name):
-        config, base = runner.config(row.options), runner.config(BASES[row.base])
-        if config.adaptive:
+        if isinstance(row.method, ZSPAG):
             rates[row.name] = None
-        elif row.base == LITERAL and all(getattr(config, name) == getattr(base, name) for name in CONFINING):
-            rates[row.name] = literal
+        elif row.base == LITERAL and confining(row.method) == confining(BASES[LITERAL]):
+            rates[row.name] = literal_rate
         else:  # what one constraint takes is too much for a looser one, and nothing for a tighter one
             rates[row.name] = chosen_rate(runner, row, seeds[0])
         cells[row.name] = []
         for seed in seeds:
             try:
-                cells[row.name].append(runner.cell(row.name, row.options, seed, rates[row.name]))
+                cells[row.name].append(runner.cell(row.name, row.method, seed, rates[row.name]))
             except UnlearningError as error:  # a radius that no attack crosses, for one: part of the result
                 cells[row.name].append(None)
                 errors.setdefault(row.name, str(error))
     reports = []
     for place, seed in enumerate(seeds):
-        done = {name: {"cells": found} for name, found in cells.items() if found[place] is not None}
+        done = {name: {"cells": runs} for name, runs in cells.items() if runs[place] is not None}
         reports.append(runner.evaluated({"rows": done}, seed, place))
     return Ablation(rates, cells, errors, reports)
 
@@ -241,6 +246,7 @@ COLUMNS = ("acc_rt", "acc_ut", "js_ut", "relearn")
 
 
 def table(ablation: Ablation, parts: list[str]) -> str:
+    """One table a part, in Markdown."""
     before = [name for name in ("original", "masked", "retrained") if any(r.get(name) for r in ablation.reports)]
     lines = []
     for part in parts:
@@ -258,6 +264,7 @@ def table(ablation: Ablation, parts: list[str]) -> str:
 
 
 def line(ablation: Ablation, title: str, name: str) -> str:
+    """One row of it."""
     cells = [spread(ablation.values(name, key)) for key in COLUMNS]
     runs = [cell for cell in ablation.cells.get(name, []) if cell is not None]
     cells.append(spread(ablation.success(name)) if runs else "")
@@ -289,7 +296,7 @@ def membership_figure(reports: list[dict[str, dict]], names: dict[str, str]) -> 
         None without such scores.
     """
     scores = {name: [report[name][MEMBERSHIP] for report in reports if report.get(name)] for name in names}
-    scores = {name: found for name, found in scores.items() if found and None not in found}
+    scores = {name: values for name, values in scores.items() if values and None not in values}
     if not scores:
         return None
     figure = new_figure("Forget images that a membership attack takes for members", 1.9 + 0.27 * len(scores))
@@ -301,9 +308,9 @@ def membership_figure(reports: list[dict[str, dict]], names: dict[str, str]) -> 
         entries["retrained, mean"] = axes.axvline(statistics.mean(right), color=colour, linewidth=1.5)
         entries["retrained, lowest to highest seed"] = axes.axvspan(min(right), max(right), color=colour, alpha=0.2)
     places = np.arange(len(scores))[::-1]
-    for place, found in zip(places, scores.values(), strict=True):
-        axes.plot([min(found), max(found)], [place, place], color=BESIDE[0], linewidth=1.5)
-        (dots,) = axes.plot([statistics.mean(found)], [place], "o", color=BESIDE[0], markersize=6)
+    for place, values in zip(places, scores.values(), strict=True):
+        axes.plot([min(values), max(values)], [place, place], color=BESIDE[0], linewidth=1.5)
+        (dots,) = axes.plot([statistics.mean(values)], [place], "o", color=BESIDE[0], markersize=6)
     entries["mean of the seeds, and from lowest to highest"] = dots
     dress(axes, f"share of the forget images called members ({MEMBERSHIP})", "", f"seeds: {len(reports)}")
     axes.set_yticks(places, [plain(names[name]) for name in scores])
@@ -337,10 +344,10 @@ def attack_figure(ablation: Ablation) -> Figure:
         drawn = curve(axes, places, [ablation.success(name) for name in names], "#777777", "d", ":")
         entries |= {"attacks that succeed, literal form": drawn} if drawn else {}
         for model in ("original", "retrained"):
-            if found := ablation.values(model, "acc_rt"):
+            if values := ablation.values(model, "acc_rt"):
                 colour = ROLES[model][0]
                 text = f"acc_rt, {model}"
-                entries[text] = axes.axhline(statistics.mean(found), color=colour, linewidth=1.2, linestyle="--")
+                entries[text] = axes.axhline(statistics.mean(values), color=colour, linewidth=1.2, linestyle="--")
         axes.set_xscale("log")
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -397,6 +404,7 @@ def draw(ablation: Ablation, parts: list[str], beside: list[dict[str, dict]]) ->
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", default=["digits"])
     parser.add_argument("--places", type=Path, help="JSON file: bench -> where its data and models are")

@@ -30,21 +30,23 @@ from zspag_hf.pipeline.layers import LAYER_TYPES
 def row(case: ModelCase, folder: Path) -> list[str]:
     """Cells of one model, after a run that forgets."""
     with contextlib.redirect_stdout(io.StringIO()):
-        run = case_trainer(case, folder, **FIXED)
-        state = {key: value.clone() for key, value in run.model.state_dict().items()}
-        run.train()
-        run.save_model()
+        trainer = case_trainer(case, folder, **FIXED)
+        model = trainer.model
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        trainer.train()
+        trainer.save_model()
+    run = trainer.run
     after = F.cross_entropy(run.classifier.predict(run.plan.pixels), run.plan.targets)
-    loaded = AutoModelForImageClassification.from_pretrained(run.args.output_dir).state_dict()
-    moved = {key for key, value in run.model.state_dict().items() if not torch.equal(value, state[key])}
-    exact = leak(run) < 1e-5 and moved <= {f"{name}.weight" for name in run.layers}
-    exact = exact and all(torch.equal(loaded[key], value) for key, value in run.model.state_dict().items())
-    run.model.load_state_dict(state)
+    loaded = AutoModelForImageClassification.from_pretrained(trainer.args.output_dir).state_dict()
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, state[key])}
+    exact = leak(trainer) < 1e-5 and moved <= {f"{name}.weight" for name in run.layers}
+    exact = exact and all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
+    model.load_state_dict(state)
     before = F.cross_entropy(run.classifier.predict(run.plan.pixels), run.plan.targets)
-    layers = sum(isinstance(module, LAYER_TYPES) for module in run.model.modules())
+    layers = sum(isinstance(module, LAYER_TYPES) for module in model.modules())
     left = f" ({layers - len(run.layers)} {case.why})" if case.why else ""
     verdict = f"unlearns, {before:.4f} to {after:.4f}" if exact and after < before else "FAILS"
-    kind = run.model.config.model_type
+    kind = model.config.model_type
     return [
         kind if case.name == kind else f"{kind} ({case.name})",
         f"{len(run.layers)} of {layers}{left}",
@@ -54,6 +56,7 @@ def row(case: ModelCase, folder: Path) -> list[str]:
 
 
 def main() -> None:
+    """Run the command line."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)

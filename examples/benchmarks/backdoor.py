@@ -22,6 +22,7 @@ TRIGGER = Trigger(size=2, margin=0, value=255)  # white: the corners of the digi
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", default="outputs/backdoor")
@@ -47,7 +48,7 @@ def main() -> None:
     trainer = UnlearningTrainer(model, config, forget, test, processing_class=processor)
     trainer.train()
     trainer.evaluate(retrained=clean)
-    rates["unlearned"] = attack_accuracy(trainer.classifier, attack, TARGET)
+    rates["unlearned"] = attack_accuracy(trainer.run.classifier, attack, TARGET)
     print(f"\n{'model':<10}  acc_rt  acc_ut  attack accuracy")
     for name, rate in rates.items():
         row = trainer.report.models[name]

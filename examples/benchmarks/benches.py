@@ -22,70 +22,87 @@ from zspag_hf.cli.jobs import without
 from zspag_hf.errors import UnlearningError
 from zspag_hf.hub.adapter import ModuleClassifier
 from zspag_hf.hub.models import load_classifier
+from zspag_hf.methods import (
+    AMUN,
+    GKT,
+    SCRUB,
+    SSD,
+    UNSC,
+    ZSPAG,
+    AMUNAdvOnly,
+    BadTeacher,
+    BoundaryExpand,
+    BoundaryShrink,
+    FineTune,
+    Fisher,
+    L1Sparse,
+    Method,
+    MixUnlearn,
+    MixupUnlearn,
+    NegGrad,
+    RandomLabels,
+    SalUn,
+    TiltedReweighting,
+    ZSPAGPaper,
+)
 
-FREE = {"adaptive": False, "constraint": "none"}
 RATES = (1e-4, 1e-3, 1e-2)  # of the grid that AMUN's authors search, 1e-5 to 1e-1, as far as two cores go
 FINE_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 MORE_RATES = (1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1)
 STRONG_RATES = (0.01, 0.1, 0.3, 1.0, 3.0)  # of a hard constraint in their place, which leaves little of a step
 THRESHOLDS = (0.8, 0.9, 0.99)  # of the literal form, for which the paper gives none; UNSC has .97 to .997
 
-# row -> options; those under "zero-shot" never see retained data
-CLASS_ROWS = {
+Groups = dict[str, dict[str, Method]]  # group -> row -> method; those under "zero-shot" never see retained data
+CLASS_ROWS: Groups = {
     "zero-shot": {
-        "random labels (FT-zs)": {"method": "random_labels"},
-        "NegGrad-zs": {"method": "neggrad"},
-        "BadT-zs": {"method": "badt"},
-        "SalUn-zs": {"method": "salun"},
-        "boundary shrink": {"method": "boundary_shrink"},
-        "boundary expand": {"method": "boundary_expand"},
-        "SSD-zs": {"method": "ssd"},
-        "TRW-zs": {"method": "trw"},
-        "renormalised": {"method": "zspag", "tilt": "none", **FREE},
-        **{
-            f"ZS-PAG, literal at {energy:g}": {"method": "zspag", "variant": "paper", "energy_threshold": energy}
-            for energy in THRESHOLDS
-        },
-        "ZS-PAG": {"method": "zspag"},
+        "random labels (FT-zs)": RandomLabels(),
+        "NegGrad-zs": NegGrad(),
+        "BadT-zs": BadTeacher(),
+        "SalUn-zs": SalUn(),
+        "boundary shrink": BoundaryShrink(),
+        "boundary expand": BoundaryExpand(),
+        "SSD-zs": SSD(),
+        "TRW-zs": TiltedReweighting(),
+        "renormalised": RandomLabels(targets="renormalised"),
+        **{f"ZS-PAG, literal at {energy:g}": ZSPAGPaper(energy_threshold=energy) for energy in THRESHOLDS},
+        "ZS-PAG": ZSPAG(),
     },
     "with retained data": {
-        "random labels (FT)": {"method": "random_labels", "with_retain": True},
-        "fine-tuning": {"method": "finetune"},
-        "NegGrad+": {"method": "neggrad", "with_retain": True},
-        "BadT": {"method": "badt", "with_retain": True},
-        "SalUn": {"method": "salun", "with_retain": True},
-        "SCRUB": {"method": "scrub"},
-        "l1-sparse": {"method": "l1_sparse"},
-        "Fisher": {"method": "fisher"},
-        "SSD": {"method": "ssd", "with_retain": True},
-        "UNSC": {"method": "unsc"},
-        "TRW": {"method": "trw", "with_retain": True},
-        "MixUnlearn": {"method": "mixunlearn"},
-        "mixup": {"method": "mixup_unlearn"},
+        "random labels (FT)": RandomLabels(with_retain=True),
+        "fine-tuning": FineTune(),
+        "NegGrad+": NegGrad(with_retain=True),
+        "BadT": BadTeacher(with_retain=True),
+        "SalUn": SalUn(with_retain=True),
+        "SCRUB": SCRUB(),
+        "l1-sparse": L1Sparse(),
+        "Fisher": Fisher(),
+        "SSD": SSD(with_retain=True),
+        "UNSC": UNSC(),
+        "TRW": TiltedReweighting(with_retain=True),
+        "MixUnlearn": MixUnlearn(),
+        "mixup": MixupUnlearn(),
     },
-    "zero-shot, generated images": {"GKT": {"method": "gkt"}},
+    "zero-shot, generated images": {"GKT": GKT()},
 }
-IMAGE_ROWS = {
+IMAGE_ROWS: Groups = {
     "zero-shot": {
-        "random labels": {"method": "random_labels"},
-        "NegGrad": {"method": "neggrad"},
-        "boundary shrink": {"method": "boundary_shrink"},
-        "SalUn-zs": {"method": "salun"},
-        "AMUN": {"method": "amun"},
-        "AMUN, constrained": {"method": "amun", "constraint": "soft"},
-        "AMUN, adversaries only": {"method": "amun_advonly"},
+        "random labels": RandomLabels(),
+        "NegGrad": NegGrad(),
+        "boundary shrink": BoundaryShrink(),
+        "SalUn-zs": SalUn(),
+        "AMUN": AMUN(),
+        "AMUN, constrained": AMUN(constraint="soft"),
+        "AMUN, adversaries only": AMUNAdvOnly(),
     },
     "with retained data": {
-        "fine-tuning": {"method": "finetune"},
-        "random labels + retained": {"method": "random_labels", "with_retain": True},
-        "AMUN + retained": {"method": "amun", "with_retain": True},
-        "AMUN, adv. + retained": {"method": "amun_advonly", "with_retain": True},
-        "l1-sparse": {"method": "l1_sparse"},
-        "SalUn + retained": {"method": "salun", "with_retain": True},
+        "fine-tuning": FineTune(),
+        "random labels + retained": RandomLabels(with_retain=True),
+        "AMUN + retained": AMUN(with_retain=True),
+        "AMUN, adv. + retained": AMUNAdvOnly(with_retain=True),
+        "l1-sparse": L1Sparse(),
+        "SalUn + retained": SalUn(with_retain=True),
     },
 }
-NO_RATE = ("fisher", "ssd", "gkt")  # closed forms, and the one whose published rate stays
-OWN_RATE = {"ZS-PAG"}  # chosen within the run
 
 RETRAINED, REFERENCES = (1, 2), (3, 4, 5, 6)  # thousands added to the seed of models without the images
 FEW_IMAGES = 10  # of a class in the test split, under which chance could leave a half without any
@@ -119,11 +136,13 @@ class Bench:
     published: str | None = None
 
     @property
-    def rows(self) -> dict[str, dict[str, dict]]:
+    def rows(self) -> Groups:
+        """By what is forgotten."""
         return IMAGE_ROWS if self.classes is None else CLASS_ROWS
 
 
 def slug(text: str) -> str:
+    """As a part of a folder's name."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
@@ -140,6 +159,7 @@ def halves(test: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def of_classes(data: Dataset, classes: list[str]) -> list[int]:
+    """The rows of some classes."""
     names = data.features["label"].names
     return np.flatnonzero(np.isin(data["label"][:], [names.index(name) for name in classes])).tolist()
 
@@ -150,6 +170,7 @@ def rows_hash(rows: Sequence[int]) -> str:
 
 
 def of_share(data: Dataset, share: float, seed: int) -> list[int]:
+    """A random share of the rows."""
     return np.random.default_rng(seed).permutation(len(data))[: round(share * len(data))].tolist()
 
 
@@ -309,16 +330,16 @@ def place_with_training(
     """An entry of the file of places that says which network to train."""
     if train not in NETWORKS:
         raise UnlearningError(f"{name!r}: there is no network {train!r} to train: give one of {', '.join(NETWORKS)}.")
-    found, test = splits(data)
+    data_set, test = splits(data)
     if images is not None:
-        found = found.select(np.random.default_rng(0).permutation(len(found))[:images].tolist())
+        data_set = data_set.select(np.random.default_rng(0).permutation(len(data_set))[:images].tolist())
     network = NETWORKS[train]
     kind = slug(f"{train} {data} {side} {epochs} {images or ''} {'' if augment else 'by heart'}")
-    training = Training(kind, found, lambda names, seed: network(names, seed, side), folder, epochs, augment)
+    training = Training(kind, data_set, lambda names, seed: network(names, seed, side), folder, epochs, augment)
     if classes is None:
-        rows, what = lambda seed: of_share(found, share, seed), lambda seed: f"random-{100 * share:g}-{seed}"
+        rows, what = lambda seed: of_share(data_set, share, seed), lambda seed: f"random-{100 * share:g}-{seed}"
     else:
-        chosen = of_classes(found, classes)
+        chosen = of_classes(data_set, classes)
         rows, what = lambda seed: chosen, lambda seed: f"without-{rows_hash(chosen)}"
     return trained_bench(name, training, test, rows, classes, what)
 
@@ -360,4 +381,5 @@ def load_bench(name: str, places: dict[str, dict], folder: Path) -> Bench:
 
 
 def read_places(path: Path | None) -> dict[str, dict]:
+    """The file of places; empty without one."""
     return {} if path is None else json.loads(path.read_text())

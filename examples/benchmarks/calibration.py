@@ -20,7 +20,7 @@ import transformers
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import METRICS, evaluate_unlearning
-from zspag_hf.evaluation.floors import NOT_FORGOTTEN
+from zspag_hf.metrics import NOT_FORGOTTEN
 
 FORGOTTEN = 3
 
@@ -36,6 +36,7 @@ def trained(folder: Path, seed: int, drop: list[int], train) -> Path:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--retrained", type=int, default=6)
     parser.add_argument("--level", default="full")

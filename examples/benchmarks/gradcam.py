@@ -23,6 +23,7 @@ from zspag_hf.report.figures import heatmap_panels
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True, help="name=id or folder, of one architecture")
     parser.add_argument("--dataset_name", required=True)

@@ -10,14 +10,15 @@ for a GPU; ``--peak_tflops`` is what its data sheet says for float32, in which a
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, field
 
 from measure import DEVICE, add_results, row
 from models import architecture, benchmark_parser, described, random_case, random_images, silence
-from scaling import WatchedTrainer
+from scaling import WatchedRun
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from zspag_hf import UnlearningTrainer
+from zspag_hf.methods import Run
 
 IMAGES = {"real": 1300, "small": 24}
 STEPS = {"real": -1, "small": 10}
@@ -35,21 +36,22 @@ class Operations(TorchDispatchMode):
         return out
 
 
-class CountedTrainer(UnlearningTrainer):
+@dataclass
+class CountedRun(Run):
     """Keeps the floating-point operations of each stage; counting takes time, so another run is timed."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.operations: dict[str, int] = {}
+    operations: dict[str, int] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def stage(self, name: str):
-        with super().stage(name), Operations() as counter:
+    def timed(self, name: str):
+        """As every run."""
+        with super().timed(name), Operations() as counter:
             yield
         self.operations[name] = self.operations.get(name, 0) + counter.total
 
 
 def main() -> None:
+    """Run the command line."""
     parser = benchmark_parser(__doc__, repeats=1)
     parser.add_argument("--images", type=int, help="forget images; unset: 1,300")
     parser.add_argument("--max_steps", type=int, help="as the option of a run")
@@ -61,15 +63,15 @@ def main() -> None:
     steps = arguments.max_steps or STEPS[arguments.size]
     case = random_case(model.to(DEVICE), processor, images, 1, bf16=arguments.bf16, max_steps=steps)
     with silence() as folder:
-        counted = case.again().trainer(folder, CountedTrainer)
+        counted = case.again().trainer(folder, CountedRun)
         counted.train()
-        trainer = case.trainer(folder, WatchedTrainer)
+        trainer = case.trainer(folder, WatchedRun)
         trainer.train()
     report, what = trainer.report, f"{described(case)}, {len(images):,} forget images"
-    rates = {name: count / report.timings_s[name] / 1e12 for name, count in counted.operations.items()}
+    rates = {name: count / report.timings_s[name] / 1e12 for name, count in counted.run.operations.items()}
     rows = [
         row(f"{what}: time, {report.choice['steps']} steps", report.timings_s, unit="s"),
-        row(f"{what}: peak memory", trainer.peaks, unit="MB"),
+        row(f"{what}: peak memory", trainer.run.peaks, unit="MB"),
         row(f"{what}: operations a second", rates, unit="Tflop/s"),
     ]
     if arguments.peak_tflops is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from zspag_hf.pipeline.classifier import PixelClassifier, to_unit
 from zspag_hf.pipeline.grams import shared_inputs, visit_inputs
-from zspag_hf.pipeline.influence import Vector
 from zspag_hf.pipeline.layers import Layer
 from zspag_hf.pipeline.subspaces import Basis, rank_at
 
@@ -25,7 +25,7 @@ def stacked_bases(
     shared = shared_inputs(classifier, layers, pixels[:2])
     leaders = {name: layer for name, layer in layers.items() if name not in shared}
     stacks: dict[str, list[Tensor]] = {name: [] for name in leaders}
-    visit_inputs(classifier, pixels, leaders, lambda name, rows, _: stacks[name].append(rows), 64, "", True)
+    visit_inputs(classifier, pixels, leaders, lambda name, rows, _: stacks[name].append(rows), "", True)
     classes, index = labels.unique(return_inverse=True)
     bases = {}
     for name in leaders:
@@ -33,13 +33,11 @@ def stacked_bases(
         of_class = index.to(rows.device).repeat_interleave(rows.shape[1] // len(pixels))
         traces = torch.zeros(len(classes)).to(rows).index_add_(0, of_class, rows.square().sum((0, 2)))
         rows *= (1 / (len(classes) * traces)).sqrt()[of_class, None]
-        vectors, energy = [], []
+        vectors = []
         for group in rows:
             left, singular, _ = torch.linalg.svd(group.T, full_matrices=False)
-            rank = rank_at(singular.square(), energy_threshold)
-            vectors.append(left[:, :rank].cpu())
-            energy.append(float(singular[:rank].square().sum() / singular.square().sum()))
-        bases[name] = Basis(tuple(vectors), tuple(energy))
+            vectors.append(left[:, : rank_at(singular.square(), energy_threshold)].cpu())
+        bases[name] = Basis(tuple(vectors))
     return {name: bases[shared.get(name, name)] for name in layers}
 
 
@@ -55,9 +53,9 @@ def largest_angle(one: dict[str, Basis], other: dict[str, Basis]) -> float:
 
 
 def influence_by_label(
-    classifier: PixelClassifier, pixels: Tensor, v: Vector, layers: dict[str, Layer], batch_size: int = 64
+    classifier: PixelClassifier, pixels: Tensor, v: Mapping[str, Tensor], layers: dict[str, Layer], batch_size: int = 64
 ) -> Tensor:
-    """a_ik = -v . grad log p_k(x_i) as :func:`zspag_hf.pipeline.influence.label_influence`, by one backward pass a label.
+    """a_ik = -v . grad log p_k(x_i) as :func:`zspag_hf.pipeline.influence.label_influence`, one backward pass a label.
 
     The cheapest such form: image i runs with the weights W + e_i V, so the derivative by e_i at 0 is v . grad, of all
     images of a batch in one pass, and no gradient of a weight is formed.
@@ -79,7 +77,9 @@ def influence_by_label(
     return out
 
 
-def influence_by_image(classifier: PixelClassifier, pixels: Tensor, v: Vector, layers: dict[str, Layer]) -> Tensor:
+def influence_by_image(
+    classifier: PixelClassifier, pixels: Tensor, v: Mapping[str, Tensor], layers: dict[str, Layer]
+) -> Tensor:
     """The same by eq. 9 as it reads: for every image and label the gradient of all weights, times v."""
     classifier.model.eval()
     weights = [layer.weight.requires_grad_() for layer in layers.values()]

@@ -105,6 +105,7 @@ def machine() -> dict:
 
 
 def processor_name() -> str:
+    """As the system calls it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -155,11 +156,13 @@ def add_results(path: Path, part: str, rows: list[dict], subject: str = "") -> N
 
 
 def number(value: float, unit: str = "") -> str:
+    """Three digits, and the unit."""
     text = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
     return f"{text} {unit}".rstrip()
 
 
 def found_text(line: dict) -> str:
+    """What a row found, in words."""
     found = line["found"]
     if isinstance(found, dict):
         return ", ".join(f"{name} {number(value)}" for name, value in found.items()) + f" {line['unit']}".rstrip()
@@ -185,6 +188,7 @@ def markdown(results: dict) -> str:
 
 
 def facts_text(part: dict) -> str:
+    """By which command, on which machine and with which versions."""
     facts = part["machine"]
     where = [facts["gpu"] or facts["cpu"], f"{facts['cores']} cores", f"{facts['threads']} threads"]
     packages = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
@@ -192,6 +196,7 @@ def facts_text(part: dict) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--output", type=Path, default=TABLE)

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import transformers
 from datasets import ClassLabel, Dataset, Features, Image
 from digits import digits_dataset, digits_model, train_classifier
-from measure import ON_GPU, RESULTS
+from measure import DEVICE, ON_GPU, RESULTS
 from PIL import Image as PILImage
 from torch import Tensor, nn
 from transformers import (
@@ -37,12 +37,14 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from zspag_hf import PixelClassifier, UnlearningConfig, UnlearningTrainer
+from zspag_hf.cli.info import random_pixels
 from zspag_hf.cli.jobs import DataArguments, Job, load_job
 from zspag_hf.data.labels import rows_of_classes
 from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
 from zspag_hf.hub.models import load_classifier
+from zspag_hf.methods import ZSPAG, Run
 from zspag_hf.pipeline.classifier import to_pixels, to_unit
-from zspag_hf.pipeline.layers import constrained_layers, head_name
+from zspag_hf.pipeline.layers import Layer, constrained_layers, head_name
 
 DIGIT = "3"
 FOLDER = Path("outputs/benchmarks/digits")  # the classifier of digits, trained once
@@ -61,14 +63,17 @@ def random_model(config, labels: int) -> PreTrainedModel:
 
 
 def processor(side: int) -> ViTImageProcessorPil:
+    """Of images of ``side`` pixels."""
     return ViTImageProcessorPil(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
 
 
 def vit(side: int, patch: int, settings: dict) -> ViTConfig:
+    """A ViT whose random weights tell images from one another."""
     return ViTConfig(image_size=side, patch_size=patch, initializer_range=0.1, **settings)
 
 
 def resnet_18(widths: list[int], depth: int = 2) -> ResNetConfig:
+    """Basic blocks, so many in each of four groups."""
     return ResNetConfig(layer_type="basic", depths=[depth] * 4, hidden_sizes=widths, embedding_size=widths[0])
 
 
@@ -90,8 +95,16 @@ ARCHITECTURES = {
 
 
 def architecture(name: str, size: str) -> tuple[PreTrainedModel, ViTImageProcessorPil]:
+    """One of ARCHITECTURES, with random weights."""
     config, side, labels = ARCHITECTURES[size][name]()
     return random_model(config, labels), processor(side)
+
+
+def with_layers(model: PreTrainedModel, processor) -> tuple[PixelClassifier, dict[str, Layer]]:
+    """The model from pixels to logits on ``DEVICE``, and its layers that can be constrained."""
+    classifier = PixelClassifier(model.to(DEVICE).eval(), processor).to(DEVICE)
+    pixels = random_pixels(classifier, processor, 2)
+    return classifier, constrained_layers(model, lambda: classifier(to_unit(pixels, classifier.device)))
 
 
 # ------------------------------------------------------------------------- small networks of the paper's kinds
@@ -113,6 +126,7 @@ class VGG(nn.Module):
         self.classifier = hidden_layers(channels, 128, classes)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits."""
         return self.classifier(self.pool(self.features(pixel_values)).flatten(1))
 
 
@@ -131,6 +145,7 @@ class AlexNet(nn.Module):
         self.classifier = hidden_layers(4 * channels, 256, classes)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits."""
         return self.classifier(self.pool(self.features(pixel_values)).flatten(1))
 
 
@@ -153,6 +168,7 @@ class TrainedModule(ModuleClassifier):
     """A plain module that gives its own loss, as ``Trainer`` wants it; saved and read as any ModuleClassifier."""
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_) -> ImageClassifierOutput:
+        """Logits, and the loss where there are labels."""
         output = super().forward(pixel_values)
         output.loss = None if labels is None else F.cross_entropy(output.logits, labels)
         return output
@@ -230,41 +246,77 @@ def with_random_head(model: PreTrainedModel, processor, classes: int) -> PreTrai
 
 @dataclass
 class Case:
-    """A classifier with the images that it is to forget; retained: how many other training images there are."""
+    """A classifier with the images that it is to forget, and how.
+
+    Attributes:
+        retained: how many other training images there are.
+    """
 
     job: Job
     config: UnlearningConfig
+    method: ZSPAG
     retained: int
 
-    def trainer(self, folder: str, kind: type[UnlearningTrainer] = UnlearningTrainer, **options) -> UnlearningTrainer:
-        """A trainer on the model, which it changes; see :meth:`again`."""
-        return kind(
+    def trainer(self, folder: str, kind: type[Run] = Run, **options) -> UnlearningTrainer:
+        """A trainer on the model, which it changes; see :meth:`again`.
+
+        Args:
+            kind: of the runs that it makes. options: of the run, in place of the case's.
+        """
+        trainer = UnlearningTrainer(
             self.job.model,
-            self.config.but(output_dir=folder, **options),
+            replace(self.config, output_dir=folder, **options),
             self.job.forget,
+            method=self.method,
             processing_class=self.job.processor,
             label_mapping=self.job.mapping,
         )
+        give_run(trainer, kind)
+        return trainer
 
     def again(self) -> Case:
         """The same with a copy of the model."""
         return replace(self, job=replace(self.job, model=copy.deepcopy(self.job.model)))
 
 
+def give_run(trainer: UnlearningTrainer, kind: type[Run], **more) -> None:
+    """Let a trainer's runs be of a subclass of :class:`zspag_hf.methods.Run`, which sees their stages and times.
+
+    Args:
+        more: fields of the subclass.
+    """
+    held = {one.name: getattr(trainer.run, one.name) for one in fields(Run) if one.init}
+    trainer.run = kind(**held, **more)
+
+
 def described(case: Case) -> str:
+    """The model in words."""
     model = case.job.model
     size = sum(parameter.numel() for parameter in model.parameters())
     return f"{type(model).__name__}, {size:,} parameters, {model.config.num_labels:,} classes"
 
 
-def random_case(model: PreTrainedModel, processor, images: list[PILImage.Image], place: int = 0, **options) -> Case:
-    """Images all of one class, the one that the model gives them most; ``place`` 1: second most, and so on."""
+def random_case(
+    model: PreTrainedModel,
+    processor,
+    images: list[PILImage.Image],
+    place: int = 0,
+    method: ZSPAG | None = None,
+    **options,
+) -> Case:
+    """Images all of one class, the one that the model gives them most; ``place`` 1: second most, and so on.
+
+    Args:
+        method: the default one where it is left out. options: of the run.
+    """
     label = int(answers(model, processor, images)[place])
     forget = labelled(images, label, model.config.num_labels)
-    return Case(Job(model, processor, forget, forget), quiet_config(forget_classes=[str(label)], **options), 64)
+    config = quiet_config(forget_classes=[str(label)], **options)
+    return Case(Job(model, processor, forget, forget), config, method or ZSPAG(), 64)
 
 
 def quiet_config(**options) -> UnlearningConfig:
+    """Options of a run that prints and logs nothing."""
     return UnlearningConfig(disable_tqdm=True, report_to="none", logging_strategy="no", use_cpu=not ON_GPU, **options)
 
 
@@ -295,28 +347,29 @@ def load_case(arguments: argparse.Namespace) -> Case:
     if arguments.size == "small":
         model = random_model(vit(8, 4, TINY), 6)
         images = random_images(24, 8)
-        return random_case(model, processor(8), images, proxies_per_class=4, max_steps=10, attack_eps=0.5)
+        return random_case(model, processor(8), images, method=ZSPAG(proxies_per_class=4, attack_eps=0.5), max_steps=10)
     config = quiet_config(forget_classes=arguments.forget_classes, dataset_name=arguments.dataset_name)
     if arguments.model_name_or_path is None:
         return digits_case(config)
     data = DataArguments(
         arguments.model_name_or_path, max_forget_samples=arguments.max_forget_samples, retain_in_evaluation=True
     )
-    job = load_job(data, config)
-    return Case(job, config, len(job.retain))
+    job = load_job(data, config, ZSPAG())
+    return Case(job, config, ZSPAG(), len(job.retain))
 
 
 def digits_case(config: UnlearningConfig) -> Case:
+    """A small ViT that reads digits, trained where it is not in ``FOLDER`` yet."""
     train, test = digits_dataset()
     names = train.features["label"].names
     if not FOLDER.exists():
         model, processor = digits_model(names, 0)
-        train_classifier(model, processor, train, [], config.but(output_dir=str(FOLDER.parent)))
+        train_classifier(model, processor, train, [], replace(config, output_dir=str(FOLDER.parent)))
         model.save_pretrained(FOLDER)
         processor.save_pretrained(FOLDER)
     model, processor = load_classifier(str(FOLDER))
     rows = rows_of_classes(train, "label", range(len(names)), [names.index(c) for c in config.forget_classes])
-    return Case(Job(model, processor, train.select(rows), test), config, len(train) - len(rows))
+    return Case(Job(model, processor, train.select(rows), test), config, ZSPAG(), len(train) - len(rows))
 
 
 def fine_tune(classifier: PixelClassifier, pixels: Tensor, labels: Tensor, epochs: int, batch: int) -> None:

@@ -12,11 +12,10 @@ from types import SimpleNamespace
 
 import torch
 from measure import DEVICE, add_results, interleaved, row, seconds
-from models import ARCHITECTURES, architecture, benchmark_parser
+from models import ARCHITECTURES, architecture, benchmark_parser, with_layers
 from torch import Tensor
 
-from zspag_hf import UnlearningConfig
-from zspag_hf.cli.cost import prepare, random_pixels
+from zspag_hf.cli.info import random_pixels
 from zspag_hf.methods import ZSPAG
 from zspag_hf.pipeline.classifier import PixelClassifier
 from zspag_hf.pipeline.constraint import HardConstraint, SoftConstraint, attach, freeze_unconstrained
@@ -34,10 +33,7 @@ class Steps:
 
     def __init__(self, classifier: PixelClassifier, layers: dict[str, Layer], pixels: Tensor):
         head, count = head_name(layers, classifier.num_labels), len(pixels)
-        args = SimpleNamespace(
-            proxy_weight=UnlearningConfig.proxy_weight, feature_weight=UnlearningConfig.feature_weight
-        )
-        self.trainer = SimpleNamespace(args=args, layers=layers, head=head, classifier=classifier)
+        self.seen = SimpleNamespace(layers=layers, head=head, classifier=classifier)  # what the losses read of a run
         self.method, width = ZSPAG(), layers[head].d_in
         self.method.center, self.method.scale = torch.zeros(width), torch.ones(width)
         inputs = {
@@ -52,14 +48,16 @@ class Steps:
         self.model, self.layers = classifier.model, layers
 
     def optimizer(self, constraint: SoftConstraint | HardConstraint | None) -> torch.optim.SGD:
+        """With the constraint's hooks around its steps."""
         optimizer = torch.optim.SGD([layer.weight for layer in self.layers.values()], lr=1e-3)
         if constraint is not None:
             attach(constraint, optimizer)
         return optimizer
 
     def run(self, optimizer: torch.optim.SGD, parts: int = 2) -> None:
+        """One step, of the first part alone or of both."""
         for inputs in self.parts[:parts]:
-            self.method.compute_loss(self.trainer, self.model, inputs).backward()
+            self.method.compute_loss(self.seen, self.model, inputs).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -85,10 +83,7 @@ def random_bases(layers: dict[str, Layer], share: float) -> dict[str, Basis]:
         if layer.d_in not in widths:
             rank = max(1, int(share * layer.d_in))
             widths[layer.d_in] = torch.linalg.qr(torch.randn(layer.d_in, rank, device=DEVICE)).Q
-    return {
-        name: Basis((widths[layer.d_in].clone(),) * layer.groups, (share,) * layer.groups)
-        for name, layer in layers.items()
-    }
+    return {name: Basis((widths[layer.d_in].clone(),) * layer.groups) for name, layer in layers.items()}
 
 
 def steps_a_block(run: Callable[[], None]) -> int:
@@ -98,6 +93,8 @@ def steps_a_block(run: Callable[[], None]) -> int:
 
 
 def repeated(run: Callable[[], None], count: int) -> Callable[[], None]:
+    """The same so many times."""
+
     def block():
         for _ in range(count):
             run()
@@ -108,8 +105,7 @@ def repeated(run: Callable[[], None], count: int) -> Callable[[], None]:
 def measure_one(name: str, size: str, batch: int, repeats: int) -> list[dict]:
     """Rows of one architecture."""
     model, processor = architecture(name, size)
-    classifier, layers = prepare(model.to(DEVICE), processor)
-    classifier.to(DEVICE)
+    classifier, layers = with_layers(model, processor)
     freeze_unconstrained(model, set(layers))
     pixels = random_pixels(classifier, processor, batch)
     soft = SoftConstraint(layers, random_dampings(layers, shared_inputs(classifier, layers, pixels[:2])))
@@ -152,6 +148,7 @@ def measure_one(name: str, size: str, batch: int, repeats: int) -> list[dict]:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = benchmark_parser(__doc__, repeats=5)
     parser.add_argument("--models", nargs="+", choices=ARCHITECTURES["real"], default=list(ARCHITECTURES["real"]))
     parser.add_argument("--batch", type=int, default=32)

@@ -62,6 +62,7 @@ PUBLISHED: dict[str, dict[str, str]] = {
 
 
 def spread(values: list[float | None]) -> str:
+    """Mean and sample standard deviation."""
     values = [value for value in values if value is not None]
     if not values:
         return "-"
@@ -69,7 +70,7 @@ def spread(values: list[float | None]) -> str:
     return f"{statistics.mean(values):.3f}{deviation}"
 
 
-def class_table(groups: dict, found: dict, reports: list[dict], published: dict[str, str] | None = None) -> str:
+def class_table(groups: dict, results: dict, reports: list[dict], published: dict[str, str] | None = None) -> str:
     """Mean and spread over the seeds' reports; with published figures in a last column, where there are any."""
     columns = ("acc_rt", "acc_ut", "js_ut", "mia_entropy", "relearn")
     names = ["method", "rate", *columns, "seconds", *([] if published is None else ["published, %"])]
@@ -84,20 +85,21 @@ def class_table(groups: dict, found: dict, reports: list[dict], published: dict[
     for group, rows in groups.items():
         lines.append(f"| *{group}* |" + " |" * (len(names) - 1))
         for name in rows:
-            row = found["rows"][name]
+            row = results["rows"][name]
             seconds = mean_seconds(row["cells"])
             lines.append(line(name, name, "" if row["rate"] is None else f"{row['rate']:g}", seconds))
     return "\n".join(lines)
 
 
 def mean_seconds(cells: list[dict]) -> str:
+    """Of the runs that ended."""
     took = [cell["seconds"] for cell in cells if "error" not in cell]
     return f"{statistics.mean(took):.1f}" if took else "-"
 
 
-def image_table(groups: dict, found: dict) -> str:
+def image_table(groups: dict, results: dict) -> str:
     """AMUN's columns where there are retrained models; else UA, TA and the AUC of the loss."""
-    retrained = found["retrained"]
+    retrained = results["retrained"]
     columns = {"ua": "UA", "ta": "TA", "auc": "membership AUC"}
     if all(retrained):
         columns = {"ua": "UA", "ra": "RA", "ta": "TA", "rmia": "RMIA AUC", "gap": "Avg. Gap"}
@@ -107,13 +109,13 @@ def image_table(groups: dict, found: dict) -> str:
         cells = [spread([row.get(key) for row in scores]) for key in columns]
         return f"| {title} | {'' if rate is None else f'{rate:g}'} | " + " | ".join(cells) + f" | {seconds} |"
 
-    lines.append(line("original", None, with_gaps(found["originals"], retrained)))
+    lines.append(line("original", None, with_gaps(results["originals"], retrained)))
     if all(retrained):
         lines.append(line("retrained", None, [retrained_row(models) for models in retrained]))
     for group, rows in groups.items():
         lines.append(f"| *{group}* |" + " |" * (len(columns) + 2))
         for name in rows:
-            row = found["rows"][name]
+            row = results["rows"][name]
             ended = [i for i, cell in enumerate(row["cells"]) if "error" not in cell]
             scores = with_gaps([row["cells"][i]["test"] for i in ended], [retrained[i] for i in ended])
             lines.append(line(name, row["rate"], scores, mean_seconds(row["cells"])))
@@ -142,10 +144,10 @@ def retrained_row(models: list[dict]) -> dict:
     return mean
 
 
-def frontiers(found: dict) -> str:
+def frontiers(results: dict) -> str:
     """Every rate that was tried, on the validation half, or why there is nothing."""
     lines = ["| method | rate | scores on the validation half |", "|---|---|---|"]
-    for name, row in found["rows"].items():
+    for name, row in results["rows"].items():
         for cell in row["frontier"]:
             scores = cell.get("error") or ", ".join(f"{key} {value:.3f}" for key, value in cell["validation"].items())
             rate = "own" if cell["rate"] is None else f"{cell['rate']:g}"

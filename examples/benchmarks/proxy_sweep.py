@@ -16,6 +16,7 @@ import transformers
 from digits import digits_dataset, digits_model, train_classifier
 
 from zspag_hf import UnlearningConfig, UnlearningTrainer
+from zspag_hf.methods import ZSPAG
 from zspag_hf.report.figures import accuracy_against
 
 SWEEPS = {
@@ -26,6 +27,7 @@ FORGOTTEN = "3"
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/proxy_sweep"))
@@ -35,7 +37,7 @@ def main() -> None:
     train, test = digits_dataset()
     names = train.features["label"].names
     forget = train.filter(lambda label: names[label] == FORGOTTEN, input_columns="label")
-    found: dict[str, list[dict]] = {name: [] for name in SWEEPS}
+    records: dict[str, list[dict]] = {name: [] for name in SWEEPS}
     for seed in arguments.seeds:
         config = UnlearningConfig(
             str(arguments.output_dir / "runs"), forget_classes=[FORGOTTEN], seed=seed, disable_tqdm=True, use_cpu=True
@@ -46,18 +48,18 @@ def main() -> None:
         for option, (values, _) in SWEEPS.items():
             for value in values:
                 model.load_state_dict(start)
-                options = config.but(**{option: value})
-                trainer = UnlearningTrainer(model, options, forget, processing_class=processor)
+                method = ZSPAG(**{option: value})
+                trainer = UnlearningTrainer(model, config, forget, method=method, processing_class=processor)
                 trainer.train()
                 metrics = trainer.predict(test).metrics
                 success = trainer.report.proxies["attack_success_rate"]
                 scores = {key: metrics[f"test_{key}"] for key in ("acc_rt", "acc_ut")}
-                found[option].append({"x": value, "seed": seed, "attack_success_rate": success} | scores)
+                records[option].append({"x": value, "seed": seed, "attack_success_rate": success} | scores)
     for option, (_, title) in SWEEPS.items():
-        accuracy_against(found[option], title).savefig(arguments.output_dir / f"{option}.png")
-    (arguments.output_dir / "records.json").write_text(json.dumps(found, indent=1))
-    for option, records in found.items():
-        for record in records:
+        accuracy_against(records[option], title).savefig(arguments.output_dir / f"{option}.png")
+    (arguments.output_dir / "records.json").write_text(json.dumps(records, indent=1))
+    for option, listed in records.items():
+        for record in listed:
             print(option, {key: round(value, 4) for key, value in record.items()})
 
 

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,7 +39,8 @@ from models import (
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
-from zspag_hf import UnlearningTrainer
+from zspag_hf.methods import Run
+from zspag_hf.methods.run import state_tensors
 
 AXES = {
     "forget images": {"real": [125, 250, 500, 1000], "small": [12, 24]},
@@ -51,17 +52,17 @@ SAME_PROXIES = {"real": 796, "small": 16}  # which 9, 199 and 999 retained class
 WEIGHTS, TIMINGS = "weights.safetensors", "timings.json"
 
 
-class WatchedTrainer(UnlearningTrainer):
+@dataclass
+class WatchedRun(Run):
     """Keeps the peak memory of each stage, in MB."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.peaks = {"before": reset_peak()}
+    peaks: dict[str, float] = field(default_factory=lambda: {"before": reset_peak()})
 
     @contextlib.contextmanager
-    def stage(self, name: str):
+    def timed(self, name: str):
+        """As every run."""
         reset_peak()
-        with super().stage(name):
+        with super().timed(name):
             yield
         self.peaks[name] = max(self.peaks.get(name, 0.0), peak_mb())
 
@@ -78,37 +79,38 @@ def pictures(case: Case, count: int) -> list[Image]:
 def case_at(arguments: Namespace, axis: str, value: int) -> Case:
     """The case of the options with one thing changed."""
     case = load_case(arguments)
-    model, made, config = case.job.model, case.job.processor, case.config
+    model, made, method = case.job.model, case.job.processor, case.method
     if axis == "forget images":
         rows = [i % len(case.job.forget) for i in range(value)]
         return replace(case, job=replace(case.job, forget=case.job.forget.select(rows)))
     if axis == "proxies":
-        return replace(case, config=config.but(max_proxies=value, proxies_per_class=value))
-    images = pictures(case, arguments.max_forget_samples)
-    options = {name: getattr(config, name) for name in ("max_steps", "proxies_per_class", "attack_eps")}
+        return replace(case, method=replace(method, max_proxies=value, proxies_per_class=value))
+    images, steps = pictures(case, arguments.max_forget_samples), case.config.max_steps
     if axis == "classes":
-        options["max_proxies"] = SAME_PROXIES[arguments.size]
-        return random_case(with_random_head(model, made, value), made, images, **options)
+        method = replace(method, max_proxies=SAME_PROXIES[arguments.size])
+        return random_case(with_random_head(model, made, value), made, images, method=method, max_steps=steps)
     settings = {"hidden_size": value, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 3 * value}
     side = 32 if arguments.size == "real" else 8
-    return random_case(random_model(vit(side, side // 4, settings), 10), processor(side), images, 1, **options)
+    model = random_model(vit(side, side // 4, settings), 10)
+    return random_case(model, processor(side), images, 1, method, max_steps=steps)
 
 
 def measured_run(arguments: Namespace, axis: str, value: int) -> dict:
     """Seconds and peak memory by stage, and what explains them. For a fresh process."""
     torch.set_num_threads(arguments.threads)
     with silence() as folder:
-        trainer = case_at(arguments, axis, value).trainer(folder, WatchedTrainer)
+        trainer = case_at(arguments, axis, value).trainer(folder, WatchedRun)
         trainer.train()
     report = trainer.report
     return {
         "s": report.timings_s,
-        "MB": trainer.peaks,
+        "MB": trainer.run.peaks,
         "counts": {"proxies": report.proxies["count"], "steps": report.choice["steps"]},
     }
 
 
 def medians(runs: list[dict], kind: str) -> dict[str, float]:
+    """Of each number of that kind over the runs."""
     return {name: statistics.median(run[kind][name] for run in runs) for name in runs[0][kind]}
 
 
@@ -148,7 +150,7 @@ def work(arguments: Namespace) -> None:
         trainer = case.trainer(folder, per_device_train_batch_size=batch)
         trainer.train()
         if trainer.is_world_process_zero():
-            weights = {name: tensor.contiguous() for name, tensor in trainer.state_tensors().items()}
+            weights = {name: tensor.contiguous() for name, tensor in state_tensors(trainer.model).items()}
             save_file(weights, arguments.worker / WEIGHTS)
             (arguments.worker / TIMINGS).write_text(json.dumps(trainer.report.timings_s))
 
@@ -185,6 +187,7 @@ def processes_part(arguments: Namespace) -> list[dict]:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = case_parser(__doc__, repeats=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -36,7 +37,7 @@ def unlearn(source: str, digits: list[str], train: Dataset, test: Dataset, confi
     """The trainer of one request on a saved classifier, its result in ``config.output_dir``."""
     names = train.features["label"].names
     rows = rows_of_classes(train, "label", range(len(names)), [names.index(digit) for digit in digits])
-    trainer = UnlearningTrainer(source, config.but(forget_classes=digits), train.select(rows), test)
+    trainer = UnlearningTrainer(source, replace(config, forget_classes=digits), train.select(rows), test)
     trainer.train()
     trainer.save_model()
     return trainer
@@ -45,7 +46,7 @@ def unlearn(source: str, digits: list[str], train: Dataset, test: Dataset, confi
 def answered(trainer: UnlearningTrainer, name: str) -> float:
     """Share in [0, 1] of the test pictures of forgotten digits that a model answers with a forgotten digit."""
     answers = trainer.table.logits[name][trainer.table.rows(TEST_FORGOTTEN)].argmax(1)
-    return float(np.isin(answers, trainer.forget_ids).mean())
+    return float(np.isin(answers, trainer.run.forget_ids).mean())
 
 
 def run(seed: int, folder: Path) -> dict[str, dict[str, float]]:
@@ -59,12 +60,12 @@ def run(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     processor.save_pretrained(start)
     for number, digit in enumerate(DIGITS, 1):
         out = str(folder / f"request-{number}")
-        unlearn(source, [digit], train, test, config.but(output_dir=out))
+        unlearn(source, [digit], train, test, replace(config, output_dir=out))
         source = out
-    together = unlearn(start, DIGITS, train, test, config.but(output_dir=str(folder / "at-once")))
+    together = unlearn(start, DIGITS, train, test, replace(config, output_dir=str(folder / "at-once")))
     clean, _ = digits_model(train.features["label"].names, seed + 100)
     gone = [train.features["label"].names.index(digit) for digit in DIGITS]
-    train_classifier(clean, processor, train, gone, config.but(seed=seed + 100))
+    train_classifier(clean, processor, train, gone, replace(config, seed=seed + 100))
     together.evaluate(beside={"one after the other": source}, retrained=clean)
     together.save_model()  # again, now that its report has rows
     models = together.report.models
@@ -73,13 +74,14 @@ def run(seed: int, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/sequential"))
     arguments = parser.parse_args()
-    found = {seed: run(seed, arguments.output_dir / f"seed-{seed}") for seed in arguments.seeds}
+    results = {seed: run(seed, arguments.output_dir / f"seed-{seed}") for seed in arguments.seeds}
     print(f"\nanswered: share of the test pictures of {', '.join(DIGITS)} that are answered with one of them")
-    for seed, rows in found.items():
+    for seed, rows in results.items():
         print(f"\n| seed {seed} | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
         for title, row in rows.items():
             print(f"| {title} | " + " | ".join(f"{row[column]:.4f}" for column in COLUMNS) + " |")

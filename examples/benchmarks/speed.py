@@ -28,16 +28,17 @@ from models import (
     random_model,
     resnet_18,
     silence,
+    with_layers,
     with_random_head,
 )
 from torch import Tensor
 
-from zspag_hf import UnlearningTrainer
-from zspag_hf.cli.cost import prepare, random_pixels
-from zspag_hf.methods.stages import attack_from
+from zspag_hf.cli.info import random_pixels
+from zspag_hf.methods import ZSPAG, Run
 from zspag_hf.pipeline.classifier import PixelClassifier, to_pixels
+from zspag_hf.pipeline.gradients import layer_gradients
 from zspag_hf.pipeline.grams import collect_grams
-from zspag_hf.pipeline.influence import label_influence, mean_gradient
+from zspag_hf.pipeline.influence import label_influence
 from zspag_hf.pipeline.proxies import ProxySet, attack_pairs, make_proxies, quota_pairs
 from zspag_hf.pipeline.pseudo_labels import retained_mask
 from zspag_hf.pipeline.subspaces import Spectrum, literal_bases
@@ -47,9 +48,9 @@ THRESHOLD = 0.99
 MANY = {"real": 200, "small": 9}  # classes
 
 
-def retained_labels(trainer: UnlearningTrainer, count: int) -> Tensor:
+def retained_labels(run: Run, count: int) -> Tensor:
     """Random ones, which is what fine-tuning without further thought would teach."""
-    keep = retained_mask(trainer.classifier.num_labels, trainer.forget_ids).nonzero().squeeze(1)
+    keep = retained_mask(run.classifier.num_labels, run.forget_ids).nonzero().squeeze(1)
     return keep[torch.randint(len(keep), (count,))]
 
 
@@ -67,17 +68,17 @@ def pipeline_part(arguments: Namespace) -> list[dict]:
 
             def run():
                 trainer.train()
-                stages.append(dict(trainer.timings))
+                stages.append(dict(trainer.run.timings))
 
             return run
 
         def tuning(count: int | None = None, epochs: int = 1):
-            trainer = case.again().trainer(folder)
-            pixels = trainer.forget.pixels
+            seen = case.again().trainer(folder).run
+            pixels = seen.forget.pixels
             if count is not None:
                 pixels = pixels[torch.arange(count) % len(pixels)]
-            labels = retained_labels(trainer, len(pixels))
-            return partial(fine_tune, trainer.classifier, pixels, labels, epochs, arguments.batch)
+            labels = retained_labels(seen, len(pixels))
+            return partial(fine_tune, seen.classifier, pixels, labels, epochs, arguments.batch)
 
         prepare_all = {
             "unlearning": unlearning,
@@ -107,12 +108,12 @@ def pipeline_part(arguments: Namespace) -> list[dict]:
 # ------------------------------------------------------------------------------------------------------- the stages
 
 
-def some_proxies(case: Case, folder: str) -> tuple[UnlearningTrainer, ProxySet]:
+def some_proxies(case: Case, folder: str) -> tuple[Run, ProxySet]:
     """Proxies of all forget images, as the default run makes them of its part."""
-    trainer = case.trainer(folder)
-    args, attack = trainer.args, attack_from(trainer.args)
-    sizes = {"per_class": args.proxies_per_class, "max_proxies": args.max_proxies}
-    return trainer, make_proxies(trainer.classifier, trainer.forget.pixels, trainer.forget_ids, attack, **sizes)
+    seen, method = case.trainer(folder).run, case.method
+    sizes = {"per_class": method.proxies_per_class, "max_proxies": method.max_proxies}
+    attack = method.make_attack()
+    return seen, make_proxies(seen.classifier, seen.forget.pixels, seen.forget_ids, attack, **sizes)
 
 
 def streamed_bases(classifier, pixels, labels, layers, energy_threshold):
@@ -127,10 +128,10 @@ def subspace_memory(arguments: Namespace, form: str) -> float:
     """Peak of one form over what was held before, in MB. For a fresh process."""
     torch.set_num_threads(arguments.threads)
     with silence() as folder:
-        trainer, proxies = some_proxies(load_case(arguments), folder)
-        trainer.classifier.predict(proxies.pixels)  # buffers of the forward pass belong to neither form
+        seen, proxies = some_proxies(load_case(arguments), folder)
+        seen.classifier.predict(proxies.pixels)  # buffers of the forward pass belong to neither form
         before = reset_peak()
-        FORMS[form](trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, THRESHOLD)
+        FORMS[form](seen.classifier, proxies.pixels, proxies.labels, seen.layers, THRESHOLD)
         return peak_mb() - before
 
 
@@ -147,8 +148,7 @@ def many_classes(arguments: Namespace) -> Case:
     case = load_case(arguments)
     images = list(case.job.forget[case.config.image_column_name])
     model = with_random_head(case.job.model, case.job.processor, MANY[arguments.size])
-    options = {name: getattr(case.config, name) for name in ("proxies_per_class", "attack_eps")}
-    return random_case(model, case.job.processor, images, **options)
+    return random_case(model, case.job.processor, images, method=case.method)
 
 
 def subspaces_part(arguments: Namespace) -> list[dict]:
@@ -156,8 +156,8 @@ def subspaces_part(arguments: Namespace) -> list[dict]:
     rows = []
     for case in (load_case(arguments), many_classes(arguments)):
         with silence() as folder:
-            trainer, proxies = some_proxies(case, folder)
-            inputs = (trainer.classifier, proxies.pixels, proxies.labels, trainer.layers, THRESHOLD)
+            seen, proxies = some_proxies(case, folder)
+            inputs = (seen.classifier, proxies.pixels, proxies.labels, seen.layers, THRESHOLD)
             angle = largest_angle(streamed_bases(*inputs), stacked_bases(*inputs))
             took = subspace_times(arguments, inputs)
         what = f"subspaces of {len(proxies):,} proxies of {len(proxies.labels.unique())} classes at energy {THRESHOLD}"
@@ -190,21 +190,20 @@ def influence_part(arguments: Namespace) -> list[dict]:
     small = arguments.size == "small"
     side, count, labels = (16, 4, 12) if small else (64, 64, 200)
     model = random_model(resnet_18([8, 8, 16, 16] if small else [32, 64, 128, 256], 1 if small else 2), labels)
-    classifier, layers = prepare(model.to(DEVICE), processor(side))
-    classifier.to(DEVICE)
+    classifier, layers = with_layers(model, processor(side))
     pixels = random_pixels(classifier, processor(side), count)
-    v = mean_gradient(classifier, pixels, classifier.predict(pixels).argsort(1)[:, 1], layers)
+    v = layer_gradients(classifier, pixels, classifier.predict(pixels).argsort(1)[:, 1], layers)
     few = pixels[:2]
     forms = {
         "forward": partial(label_influence, classifier, pixels, v, layers),
         "backward": partial(influence_by_label, classifier, pixels, v, layers),
         "by image": partial(influence_by_image, classifier, few, v, layers),
     }
-    found = {name: form() for name, form in forms.items()}
+    values = {name: form() for name, form in forms.items()}
     took = interleaved({name: lambda form=form: form for name, form in forms.items()}, arguments.repeats)
     by_image = took["by image"] * len(pixels) / len(few)
     what = f"influence of {labels} labels on {count} images, a residual network of {side} pixels"
-    difference = (found["forward"] - found["backward"]).abs().max() / found["backward"].abs().max()
+    difference = (values["forward"] - values["backward"]).abs().max() / values["backward"].abs().max()
     return [
         row(
             f"{what}: a backward pass a label (without gradients of weights) over one forward-mode derivative, time",
@@ -223,24 +222,25 @@ def influence_part(arguments: Namespace) -> list[dict]:
 def attack_part(arguments: Namespace) -> list[dict]:
     """PGD that leaves an image once it has crossed against PGD that spends every step."""
     with silence() as folder:
-        trainer = load_case(arguments).trainer(folder)
-        args, classifier, pixels = trainer.args, trainer.classifier, trainer.forget.pixels
+        case = load_case(arguments)
+        seen, method = case.trainer(folder).run, case.method
+        classifier, pixels = seen.classifier, seen.forget.pixels
         logits = classifier.predict(pixels)
-        pairs, _ = quota_pairs(logits, trainer.forget_ids, args.proxies_per_class, args.max_proxies)
+        pairs, _ = quota_pairs(logits, seen.forget_ids, method.proxies_per_class, method.max_proxies)
         crossed = {}
 
         def attacking(name: str, leave_early: bool):
             def run():
-                attack = attack_from(args)
+                attack = method.make_attack()
                 attack.leave_early = leave_early
-                found = attack_pairs(classifier, pixels, pairs, attack, None, 64, 0, True)
-                crossed[name] = len(found[1]) / len(pairs)
+                taken = attack_pairs(classifier, pixels, pairs, attack)
+                crossed[name] = len(taken[1]) / len(pairs)
 
             return run
 
         forms = {"leaving early": True, "every step": False}
         took = interleaved({name: partial(attacking, name, early) for name, early in forms.items()}, arguments.repeats)
-    what = f"PGD on {len(pairs):,} pairs of image and class, at most {attack_from(args).steps} steps"
+    what = f"PGD on {len(pairs):,} pairs of image and class, at most {method.make_attack().steps} steps"
     return [
         row(f"{what}: every step over leaving early, time", took["every step"] / took["leaving early"]),
         row(f"{what}: share that crosses", {name: crossed[name] for name in forms}),
@@ -269,7 +269,7 @@ def whole_memory(arguments: Namespace, form: str) -> float:
         classifier = PixelClassifier(model, made).to(DEVICE)
         fine_tune(classifier, to_pixels(pictures, made), torch.zeros(images, dtype=torch.long), 1, arguments.batch)
         return peak_mb()
-    case = random_case(model, made, pictures, 1, max_proxies=proxies, attack_steps=1, max_steps=LARGE_STEPS)
+    case = random_case(model, made, pictures, 1, ZSPAG(max_proxies=proxies, attack_steps=1), max_steps=LARGE_STEPS)
     with silence() as folder:
         case.trainer(folder, per_device_train_batch_size=arguments.batch).train()
     return peak_mb()
@@ -301,6 +301,7 @@ PARTS = {
 
 
 def main() -> None:
+    """Run the command line."""
     parser = case_parser(__doc__, repeats=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batch", type=int, default=32)

@@ -34,7 +34,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -43,25 +43,25 @@ import torch
 from benches import (
     FINE_RATES,
     MORE_RATES,
-    NO_RATE,
-    OWN_RATE,
     RATES,
     STRONG_RATES,
     Bench,
+    Groups,
     load_benches,
     read_places,
     slug,
 )
 from datasets import Dataset
 from measure import machine
-from models import quiet_config, silence
+from models import give_run, quiet_config, silence
 from pages import PUBLISHED, average_gap, class_table, frontiers, image_table
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from zspag_hf import METHODS, UnlearningConfig, UnlearningTrainer, evaluate_unlearning
+from zspag_hf import UnlearningTrainer, evaluate_unlearning
 from zspag_hf.errors import UnlearningError
 from zspag_hf.evaluation import PixelDataset
+from zspag_hf.methods import GKT, ZSPAG, Method, RandomLabels, Run, method_name
 from zspag_hf.metrics import compute
 from zspag_hf.metrics.rows import FORGET, TEST_RETAINED, true_log_probs
 from zspag_hf.pipeline.classifier import PixelClassifier
@@ -70,13 +70,12 @@ from zspag_hf.report.files import write_whole
 GROUPS = ("zero-shot", "with retained data")
 SLOW_GROUPS = ("zero-shot, generated images",)  # by the thousand: only when asked for
 FORGOTTEN, LOST = 0.02, 0.02  # acc_ut that counts as forgotten; accuracy that an image request may cost
-STEPS = ("num_train_epochs",)  # options of methods that train
 RETAINED_IMAGES = 5000  # at most, that RA is measured on
 
 
 @dataclass(frozen=True)
 class Budget:
-    """rates to try; options of methods with retained data."""
+    """rates to try; options of methods with retained data, for those that have them."""
 
     rates: tuple[float, ...]
     retained: dict
@@ -89,7 +88,7 @@ BUDGETS = {
 }
 
 
-def of_names(groups: dict[str, dict], names: list[str]) -> dict[str, dict]:
+def of_names(groups: Groups, names: list[str]) -> Groups:
     """The rows of these names alone.
 
     Raises:
@@ -99,26 +98,37 @@ def of_names(groups: dict[str, dict], names: list[str]) -> dict[str, dict]:
     for name in names:
         if name not in known:
             raise UnlearningError(f"there is no row {name!r}: give some of {', '.join(known)}.")
-    found = {group: {n: rows[n] for n in rows if n in names} for group, rows in groups.items()}
-    return {group: rows for group, rows in found.items() if rows}
+    few = {group: {n: rows[n] for n in rows if n in names} for group, rows in groups.items()}
+    return {group: rows for group, rows in few.items() if rows}
 
 
-class TableTrainer(UnlearningTrainer):
+def with_options(method: Method, **options) -> Method:
+    """The method with those of the options that it has."""
+    own = {one.name for one in fields(method)}
+    return replace(method, **{name: value for name, value in options.items() if name in own})
+
+
+@dataclass
+class SharingRun(Run):
     """Makes AMUN's adversaries, which do not depend on the rate, once for all runs of a seed; each run counts the time
-    that they took."""
+    that they took.
 
-    searches: dict[int, tuple[float, dict, dict]]  # seed -> seconds, tensors, facts
+    Attributes:
+        searches: seed -> seconds, tensors and facts.
+    """
 
-    def finished(self, name: str, stage: str, make) -> tuple[dict, dict]:
+    searches: dict[int, tuple[float, dict, dict]] = field(default_factory=dict)
+
+    def stage(self, name, make, under=None):
+        """As every run, but for the adversaries."""
         if name != "adversaries":
-            return super().finished(name, stage, make)
-        seed = self.args.seed
-        if seed not in self.searches:
+            return super().stage(name, make, under)
+        if self.seed not in self.searches:
             start = time.perf_counter()
             tensors, facts = make()
-            self.searches[seed] = (time.perf_counter() - start, tensors, facts)
-        seconds, tensors, facts = self.searches[seed]
-        self.timings[stage] = self.timings.get(stage, 0.0) + seconds
+            self.searches[self.seed] = (time.perf_counter() - start, tensors, facts)
+        seconds, tensors, facts = self.searches[self.seed]
+        self.timings[under or name] = self.timings.get(under or name, 0.0) + seconds
         return tensors, facts
 
 
@@ -127,7 +137,7 @@ class Runner:
 
     def __init__(self, bench: Bench, budget: Budget, folder: Path, groups: list[str], rows: list[str] | None = None):
         self.bench, self.budget, self.folder = bench, budget, folder / slug(bench.name)
-        self.groups = {name: found for name, found in bench.rows.items() if name in groups}
+        self.groups = {name: methods for name, methods in bench.rows.items() if name in groups}
         if rows is not None:
             self.groups = of_names(self.groups, rows)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,15 +145,16 @@ class Runner:
         self.known: dict[tuple, PixelDataset | np.ndarray] = {}
         self.searches: dict[int, tuple] = {}
 
-    def trainer(self, options: dict, seed: int, folder: str) -> UnlearningTrainer:
+    def trainer(self, method: Method, seed: int, folder: str) -> UnlearningTrainer:
+        """Of one cell; its result goes nowhere by itself."""
         (model, processor), (forget, retain) = self.bench.model(seed), self.parts(seed)
-        config = quiet_config(forget_classes=self.bench.classes, seed=seed, output_dir=folder, **options)
-        given = {"retain_dataset": retain if config.with_retain else None, "processing_class": processor}
-        trainer = TableTrainer(model, config, forget, None, **given)
-        trainer.searches = self.searches
+        config = quiet_config(forget_classes=self.bench.classes, seed=seed, output_dir=folder)
+        given = {"retain_dataset": retain if method.reads_retained else None, "processing_class": processor}
+        trainer = UnlearningTrainer(model, config, forget, None, method=method, **given)
+        give_run(trainer, SharingRun, searches=self.searches)
         return trainer
 
-    def cell(self, row: str, options: dict, seed: int, rate: float | None) -> dict:
+    def cell(self, row: str, method: Method, seed: int, rate: float | None) -> dict:
         """Accuracies on both halves, seconds, and the folder of the model; read where it was run before.
 
         Raises:
@@ -152,10 +163,10 @@ class Runner:
         """
         place = self.folder / slug(f"{row} {seed} {rate or ''}")
         known = place / "cell.json"
-        if self.config(options).with_retain:
-            trains = METHODS[options["method"]].trains
-            options = {n: value for n, value in self.budget.retained.items() if trains or n not in STEPS} | options
-        options = options | ({} if rate is None else {"learning_rate": rate})
+        if method.reads_retained:
+            method = with_options(method, **self.budget.retained | method.given())
+        method = method if rate is None else replace(method, learning_rate=rate)
+        options = {"method": method_name(method)} | method.to_dict()
         if known.exists():
             record = json.loads(known.read_text())
             if record["options"] != options:
@@ -163,9 +174,9 @@ class Runner:
             return record
         with silence() as folder:
             start = time.perf_counter()
-            trainer = self.trainer(options, seed, folder)
+            trainer = self.trainer(method, seed, folder)
             trainer.train()
-            seconds = sum(took for stage, took in trainer.timings.items() if stage != "total")
+            seconds = sum(took for stage, took in trainer.run.timings.items() if stage != "total")
             record = {"row": row, "seed": seed, "rate": rate, "options": options, "seconds": seconds}
             record["model"] = str(place)
             record["whole_seconds"] = time.perf_counter() - start
@@ -177,26 +188,23 @@ class Runner:
         write_whole(str(known), json.dumps(record).encode())
         return record
 
-    def attempt(self, row: str, options: dict, seed: int, rate: float | None) -> dict:
+    def attempt(self, row: str, method: Method, seed: int, rate: float | None) -> dict:
         """A cell, or why there is none."""
         try:
-            return self.cell(row, options, seed, rate)
+            return self.cell(row, method, seed, rate)
         except UnlearningError as error:
             return {"row": row, "seed": seed, "rate": rate, "error": str(error)}
-
-    def config(self, options: dict) -> UnlearningConfig:
-        return quiet_config(forget_classes=self.bench.classes, **options)
 
     def original(self, seed: int) -> dict:
         """The scores before anything is forgotten."""
         with silence() as folder:
-            trainer = self.trainer({"method": "random_labels"}, seed, folder)
+            trainer = self.trainer(RandomLabels(), seed, folder)
             return {half: self.scores(trainer, half) for half in ("validation", "test")}
 
     def retrained_scores(self, seed: int, half: str = "test") -> list[dict[str, float]]:
         """Of each retrained model of an image bench."""
         with silence() as folder:
-            trainer = self.trainer({"method": "random_labels"}, seed, folder)
+            trainer = self.trainer(RandomLabels(), seed, folder)
             device, processor = trainer.args.device, trainer.processing_class
             models = [PixelClassifier(model.to(device).eval(), processor) for model in self.retrained(seed)]
             return [self.scores(trainer, half, model) for model in models]
@@ -210,26 +218,26 @@ class Runner:
         Args:
             classifier: another than the trainer's, on the same images.
         """
-        classifier = classifier or trainer.classifier
+        classifier, run = classifier or trainer.run.classifier, trainer.run
         data = self.pixels(trainer, half)
         logits = classifier.predict(data.pixels)
         right = (logits.argmax(1) == data.labels).double()
-        gone = torch.isin(data.labels, torch.tensor(trainer.forget_ids, dtype=torch.long))
+        gone = torch.isin(data.labels, torch.tensor(run.forget_ids, dtype=torch.long))
         if self.bench.classes is not None:
             return {"acc_rt": class_mean(right, data.labels, ~gone), "acc_ut": class_mean(right, data.labels, gone)}
-        forget = PixelDataset(trainer.forget.images, trainer.forget.image_labels)
+        forget = PixelDataset(run.forget.images, run.forget.image_labels)
         own = classifier.predict(forget.pixels)
         members, others = (
-            true_log_probs(found.numpy(), part.labels.numpy()) for found, part in ((own, forget), (logits, data))
+            true_log_probs(answers.numpy(), part.labels.numpy()) for answers, part in ((own, forget), (logits, data))
         )
         truth = [1] * len(members) + [0] * len(others)
         auc = roc_auc_score(truth, [*members, *others])
-        found = {"ta": float(right.mean()), "ua": 1 - accuracy(own, forget), "auc": float(auc)}
+        scores = {"ta": float(right.mean()), "ua": 1 - accuracy(own, forget), "auc": float(auc)}
         if not self.retrained(trainer.args.seed):
-            return found
+            return scores
         kept = self.kept(trainer)
-        found["ra"] = accuracy(classifier.predict(kept.pixels), kept)
-        return found | {"rmia": self.rmia(trainer, half, (forget, data), (own, logits))}
+        scores["ra"] = accuracy(classifier.predict(kept.pixels), kept)
+        return scores | {"rmia": self.rmia(trainer, half, (forget, data), (own, logits))}
 
     def rmia(self, trainer: UnlearningTrainer, half: str, parts: tuple, logits: tuple) -> float:
         """ROC area of RMIA between the forget images and test images, the ``parts``, of a model's ``logits`` on each.
@@ -273,40 +281,42 @@ class Runner:
             self.known["kept", seed] = decoded(trainer, retain.select(sorted(rows)))
         return self.known["kept", seed]
 
-    def rates(self, row: str, options: dict) -> list[float | None]:
-        """The budget's, or larger ones under a hard constraint, and the published one."""
-        if row in OWN_RATE or options["method"] in NO_RATE:
+    def rates(self, method: Method) -> list[float | None]:
+        """The budget's, or larger ones under a hard constraint, and the published one; None where the run chooses its
+        own, the method takes no steps, or, with GKT, the published rate stays."""
+        if isinstance(method, (ZSPAG, GKT)) or not method.trains:
             return [None]
-        config, labels = self.config(options), self.bench.model(0)[0].config.num_labels
-        published = [] if config.method == "zspag" else [config.published(labels)["learning_rate"]]
-        return sorted({*(STRONG_RATES if config.constraint == "hard" else self.budget.rates), *published})
+        published = method.completed(quiet_config(), self.bench.model(0)[0].config.num_labels)[0].learning_rate
+        hard = getattr(method, "constraint", "none") == "hard"
+        return sorted({*(STRONG_RATES if hard else self.budget.rates), published})
 
-    def frontier(self, row: str, options: dict, seed: int) -> list[dict]:
-        return [self.attempt(row, options, seed, rate) for rate in self.rates(row, options)]
+    def frontier(self, row: str, method: Method, seed: int) -> list[dict]:
+        """A cell for each rate."""
+        return [self.attempt(row, method, seed, rate) for rate in self.rates(method)]
 
     def run(self, seeds: list[int]) -> dict:
         """Every row at the rate chosen with the first seed, for all seeds, and the frontier that it was chosen from."""
-        rows = {name: options for group in self.groups.values() for name, options in group.items()}
+        methods = {name: method for group in self.groups.values() for name, method in group.items()}
         before = self.original(seeds[0])
         aim = self.retrained_scores(seeds[0], "validation") if self.bench.classes is None else []
-        found = {}
-        for name, options in tqdm(rows.items(), desc=self.bench.name):
-            frontier = self.frontier(name, options, seeds[0])
-            found[name] = {"frontier": frontier, "rate": None, "cells": []}
+        rows = {}
+        for name, method in tqdm(methods.items(), desc=self.bench.name):
+            frontier = self.frontier(name, method, seeds[0])
+            rows[name] = {"frontier": frontier, "rate": None, "cells": []}
             ended = [cell for cell in frontier if "error" not in cell]
             if ended:
-                rate = found[name]["rate"] = chosen(ended, before, aim)["rate"]
-                found[name]["cells"] = [self.attempt(name, options, seed, rate) for seed in seeds]
-        found = {"rows": found, "before": before}
+                rate = rows[name]["rate"] = chosen(ended, before, aim)["rate"]
+                rows[name]["cells"] = [self.attempt(name, method, seed, rate) for seed in seeds]
+        results = {"rows": rows, "before": before}
         if self.bench.classes is None:
-            found["originals"] = [self.original(seed)["test"] for seed in seeds]
-            found["retrained"] = [self.retrained_scores(seed) for seed in seeds]
-        return found
+            results["originals"] = [self.original(seed)["test"] for seed in seeds]
+            results["retrained"] = [self.retrained_scores(seed) for seed in seeds]
+        return results
 
-    def evaluated(self, found: dict, seed: int, place: int) -> dict:
+    def evaluated(self, results: dict, seed: int, place: int) -> dict:
         """All rows of one seed in one report: :func:`zspag_hf.evaluate_unlearning`; those without an error."""
         known = self.folder / f"report-{seed}.json"
-        cells = {name: row["cells"][place] for name, row in found["rows"].items() if row["cells"]}
+        cells = {name: row["cells"][place] for name, row in results["rows"].items() if row["cells"]}
         models = {name: cell["model"] for name, cell in cells.items() if "error" not in cell}
         if known.exists():
             rows = json.loads(known.read_text())
@@ -337,12 +347,14 @@ class Runner:
 
 
 def decoded(trainer: UnlearningTrainer, dataset: Dataset) -> PixelDataset:
-    data = trainer.labelled(dataset)
+    """All images of a data set as pixels."""
+    data = trainer.inputs.labelled(dataset)
     items = data.__getitems__(list(range(len(data))))
     return PixelDataset(torch.stack([item["pixels"] for item in items]), data.labels)
 
 
 def accuracy(logits: torch.Tensor, data: PixelDataset) -> float:
+    """Share of right answers, in [0, 1]."""
     return float((logits.argmax(1) == data.labels).double().mean())
 
 
@@ -370,6 +382,7 @@ def chosen(frontier: list[dict], before: dict, retrained: Sequence[dict] = ()) -
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benches", nargs="+", default=["digits"])
     parser.add_argument("--places", type=Path, help="JSON file: bench -> where its data and models are")
@@ -381,16 +394,16 @@ def main() -> None:
     arguments = parser.parse_args()
     for bench in load_benches(arguments.benches, read_places(arguments.places), arguments.output_dir):
         runner = Runner(bench, BUDGETS[arguments.budget], arguments.output_dir, arguments.groups, arguments.rows)
-        found = runner.run(arguments.seeds)
+        results = runner.run(arguments.seeds)
         text = f"# {bench.name}\n\n"
         if bench.classes is None:
-            text += image_table(runner.groups, found)
+            text += image_table(runner.groups, results)
         else:
-            reports = [runner.evaluated(found, seed, place) for place, seed in enumerate(arguments.seeds)]
-            text += class_table(runner.groups, found, reports, PUBLISHED.get(bench.published))
+            reports = [runner.evaluated(results, seed, place) for place, seed in enumerate(arguments.seeds)]
+            text += class_table(runner.groups, results, reports, PUBLISHED.get(bench.published))
         facts = machine()
         text += f"\n\n{facts['cpu']}, {facts['cores']} cores; seeds {arguments.seeds}; budget {arguments.budget}."
-        text += f"\n\n## Rates\n\n{frontiers(found)}\n"
+        text += f"\n\n## Rates\n\n{frontiers(results)}\n"
         write_whole(str(runner.folder / "table.md"), text.encode())
         print(text)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pipeline.classifier import PixelClassifier
-from ..pipeline.pseudo_labels import retained_mask
+from ..pipeline.pseudo_labels import Ids, retained_mask
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,17 @@ class Reading:
 
 
 class HeldOut:
-    """The validation set: proxies with the original's masked outputs, forget images with their targets. Processes share
-    its batches.
+    """The validation set. Processes share its batches.
 
     Args:
-        proxies: ``(P, channels, H, W)`` proxies made from held-out forget images.
-        forget: ``(N, channels, H, W)`` held-out forget images.
-        targets: ``(N, C)`` their target distributions.
+        proxies: ``(P, channels, H, W)``, made from held-out forget images; their outputs as they are now are to stay.
+        forget: ``(N, channels, H, W)`` held-out forget images. targets: ``(N, C)`` their target distributions.
 
     Attributes:
         first: the reading of the model as it is when this is made, the original.
     """
 
-    def __init__(
-        self, classifier: PixelClassifier, proxies: Tensor, forget: Tensor, targets: Tensor, forget_ids: list[int]
-    ):
+    def __init__(self, classifier: PixelClassifier, proxies: Tensor, forget: Tensor, targets: Tensor, forget_ids: Ids):
         self.classifier, self.proxies, self.forget, self.targets = classifier, proxies, forget, targets
         self.forget_ids = forget_ids
         self.gone = ~retained_mask(classifier.num_labels, forget_ids)
@@ -62,22 +58,26 @@ class HeldOut:
         """Mean KL(original || now) on the held-out proxies over the retained classes, in nats."""
         logits = self.classifier.predict_shared(self.proxies) if logits is None else logits
         now = self.retained_log_probs(logits)
-        return float(F.kl_div(now, self.reference, log_target=True, reduction="batchmean"))
+        return float(F.kl_div(now, self.reference, log_target=True, reduction="batchmean"))  # what eq. 6 holds small
 
     def read(self) -> Reading:
+        """Of the model as it is now."""
         return self.reading(*(self.classifier.predict_shared(part) for part in (self.proxies, self.forget)))
 
-    def reading(self, proxies: Tensor, logits: Tensor) -> Reading:
+    def reading(self, proxies: Tensor, forget: Tensor) -> Reading:
         """From the logits on held-out proxies and forget images."""
-        p = logits.double().softmax(1)
-        js = jensen_shannon(p, self.targets.double())
-        probability = p[:, self.gone].sum(1)
-        rate = self.gone[logits.argmax(1)].double().mean()
-        beside = proxies.double().softmax(1)[:, self.gone].sum(1).mean()
-        return Reading(self.proxy_kl(proxies), float(js.mean()), float(probability.mean()), float(beside), float(rate))
+        p, beside = (logits.double().softmax(1) for logits in (forget, proxies))
+        return Reading(
+            self.proxy_kl(proxies),
+            float(jensen_shannon(p, self.targets.double()).mean()),
+            float(p[:, self.gone].sum(1).mean()),
+            float(beside[:, self.gone].sum(1).mean()),
+            float(self.gone[forget.argmax(1)].double().mean()),
+        )
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon divergence of each row, in nats: 0 for equal rows, ln 2 for disjoint ones."""
     middle = ((p + q) / 2).clamp_min(1e-300).log()
-    return 0.5 * sum(torch.xlogy(x, x).sum(1) - (x * middle).sum(1) for x in (p, q))
+    one, other = (torch.xlogy(x, x).sum(1) - (x * middle).sum(1) for x in (p, q))
+    return 0.5 * (one + other)

@@ -15,7 +15,7 @@ COMMANDS = {
     "evaluate": "how far a model has forgotten that any tool unlearned",
     "compare": "several settings from the same start in one table; saves no model",
     "push": "publish a result on the Hub",
-    "info": "what a model is made of, has forgotten already, and what unlearning would cost here",
+    "info": "what a model is made of, and has forgotten already",
 }
 EPILOG = """commands:
 {}
@@ -28,7 +28,10 @@ zspag-hf COMMAND --help tells the options of a command.
 
 
 class TopParser(argparse.ArgumentParser):
+    """Of the commands' names."""
+
     def error(self, message: str):
+        """As every other bad input."""
         raise UnlearningError(f"{message}. See zspag-hf --help.")
 
 
@@ -40,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int | None:
+    """Import the command that is named, and run it."""
     parser = TopParser(
         "zspag-hf",
         usage="zspag-hf COMMAND [options]",
@@ -62,4 +66,6 @@ def dispatch(argv: list[str]) -> int | None:
         hint = f"Did you mean {near[0]!r}?" if near else f"Give one of {', '.join(COMMANDS)}."
         raise UnlearningError(f"there is no command {asked.command!r}. {hint}")
     else:
+        sys.path += [] if "" in sys.path else [""]  # for --method my_module:Mine; last, or evaluate.py would be found
         return import_module(f".{asked.command}", __name__).main(argv[1:])
+    return None

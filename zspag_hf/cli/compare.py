@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
 
 import yaml
 
-from ..config import UnlearningConfig
+from ..config import Option, UnlearningConfig, option
 from ..errors import UnlearningError
+from ..methods import Method, find_method
 from ..report.report import MODELS
-from .help import GROUPS
-from .jobs import BASELINES, DataArguments, load_job, run
-from .parsing import USAGE, CommandParser, yaml_mapping
+from .jobs import BASELINES, DataArguments, Setting, given_arguments, load_job, run
+from .parsing import USAGE, CommandParser, options_of, parse_run, yaml_mapping
 from .running import (
-    BaselineArguments,
     CommandArguments,
+    MethodArguments,
     as_document,
     check_no_model,
     document,
@@ -24,14 +25,13 @@ from .running import (
     show,
 )
 
-SHARED = {*GROUPS["model and data"], *GROUPS["request"], *GROUPS["hub"], *GROUPS["running"]} - {"seed"}
-HELP = {
+HELP: dict[str, Any] = {
     "prog": "zspag-hf compare",
     "usage": USAGE.format("compare"),
     "description": "Unlearn under several settings, each from the same start, and show them in one table. Writes\n"
     "report, page and figures into --output_dir, and no model. The row 'unlearned' is the run that the\n"
     "options describe.",
-    "hidden": set(GROUPS["hub"]) - {"hub_token"},
+    "hidden": {name for name in vars(UnlearningConfig) if name.startswith("hub_")} - {"hub_token"} | {"push_to_hub"},
     "examples": (
         "zspag-hf compare --model_name_or_path user/vit --dataset_name user/photos \\",
         "    --forget_classes cat --baselines all",
@@ -40,69 +40,107 @@ HELP = {
         "settings.yaml, a row of the table each:",
         "  head only:     {scope: head}",
         "  larger budget: {proxy_budget: 0.05, seed: 1}",
+        "  SalUn:         {method: salun, sparsity: 0.3}",
     ),
 }
 
 
+FOLDER = "outputs/compared"
+
+
 @dataclass
-class CompareArguments(BaselineArguments):
-    baselines: str = field(default="few", metadata=BaselineArguments.__dataclass_fields__["baselines"].metadata)
-    settings: str | None = field(
-        default=None, metadata={"help": "YAML file: name of a row -> the options in which it differs."}
+class MethodName:
+    """Of a row."""
+
+    method: str = "zspag"
+
+
+@dataclass
+class CompareArguments(MethodArguments):
+    """The rows beside the main one."""
+
+    baselines: str = field(default="few", metadata=MethodArguments.__dataclass_fields__["baselines"].metadata)
+    settings: str | None = option(
+        None,
+        "YAML file: name of a row -> the options in which it differs.",
+        group="evaluation",
+        metavar="FILE",
+        private=True,
     )
 
 
 def main(argv: list[str]) -> int | None:
-    parser = CommandParser((DataArguments, CompareArguments, CommandArguments, UnlearningConfig), **HELP)
-    parser.set_defaults(output_dir="outputs/compared")
-    data, beside, command, config = parser.parse(argv)
-    settings = BASELINES[beside.baselines] | own_settings(parser, beside.settings, config)
+    """Run the command; its exit status, None for 0."""
+    types = (DataArguments, CompareArguments, CommandArguments)
+    data, beside, command, config, method = parse_run(types, argv, defaults={"output_dir": FOLDER}, **HELP)
+    settings = beside.rows() | own_settings(beside.settings, method)
     check(settings, config)
     if command.must_launch():
         return launch("compare", argv, command.num_processes, config.use_cpu)
-    with document(command.json) as found:
+    with document(command.json) as told:
         prepare(config)
-        trainer = run(load_job(data, config), config, settings, data.level, save=False)
+        job = load_job(data, config, method)
+        job.given |= given_arguments(beside)
+        trainer = run(job, config, method, settings, data.level, save=False)
         if not trainer.is_world_process_zero():
             return None
-        show(trainer.report, config.output_dir, "report and figures")
+        report = trainer.unlearned("report")
+        show(report, config.output_dir, "report and figures")
         print(page_hint(config.output_dir))
-        found |= as_document(trainer.report, config.output_dir)
+        told |= as_document(report, config.output_dir)
     return None
 
 
-def check(settings: dict[str, dict], config: UnlearningConfig) -> None:
-    """Refuse what a comparison cannot do, and settings that no run would take, before the first one runs.
+def check(settings: dict[str, Setting], config: UnlearningConfig) -> None:
+    """Refuse what a comparison cannot do, before the first row runs.
 
     Raises:
-        UnlearningError: nothing to compare with, a push, a folder that holds a model, or a setting out of its range.
+        UnlearningError: nothing to compare with, a push, or a folder that holds a model.
     """
     if not settings:
         raise UnlearningError("there is nothing to compare with: give --baselines few or all, or --settings.")
     if config.push_to_hub:
         raise UnlearningError("compare saves no model, so nothing can be pushed: leave push_to_hub out.")
     check_no_model(config.output_dir)
-    for name, options in settings.items():
-        try:
-            config.but(**options)
-        except ValueError as error:
-            raise UnlearningError(f"the setting {name!r}: {error}") from error
 
 
-def own_settings(parser: CommandParser, path: str | None, config: UnlearningConfig) -> dict[str, dict]:
-    """The rows that a YAML file asks for.
+def own_settings(path: str | None, main_method: Method) -> dict[str, Setting]:
+    """The rows that a YAML file asks for: options of the run and of the main method, or of another that a row names.
 
     Raises:
-        UnlearningError: a name that the table has already, or something that is no option of a run.
+        UnlearningError: a name that the table has already, something that is no option of a run, or out of its range.
     """
     if path is None:
         return {}
-    allowed = {f.name for f in fields(UnlearningConfig) if f.init} - SHARED
-    taken, found = {*MODELS, *(name for rows in BASELINES.values() for name in rows)}, {}
+    taken = {*MODELS, *(name for rows in BASELINES.values() for name in rows)}
+    settings: dict[str, Setting] = {}
     for key, node in yaml_mapping(path).value:
-        if key.value in taken | set(found):
+        if key.value in taken | set(settings):
             raise UnlearningError(f"{path}: the table has a row {key.value!r} already: give it another name.")
         if not isinstance(node, yaml.MappingNode):
             raise UnlearningError(f"{path}: {key.value!r} holds no options: write it as {key.value}: {{scope: head}}.")
-        found[key.value] = parser.typed(node, f"{path}: {key.value}", allowed)
-    return found
+        try:
+            settings[key.value] = setting_of(node, f"{path}: {key.value}", main_method)
+        except UnlearningError as error:
+            raise UnlearningError(f"the setting {key.value!r}: {error}") from error
+    return settings
+
+
+def setting_of(node: yaml.MappingNode, origin: str, main_method: Method) -> Setting:
+    """One row of a YAML file."""
+    named = {key.value: value.value for key, value in node.value}.get("method")
+    kind = type(main_method) if named is None else find_method(named)
+    options = options_of(kind)
+    parser = CommandParser((MethodName, UnlearningConfig, options), prog="zspag-hf compare")
+    shared = {one.name for one in fields(UnlearningConfig) if one.name != "seed" and of_no_row(one)}
+    given = parser.typed(node, origin, parser.options - shared)
+    own = {one.name for one in fields(options)}
+    changes = {name: given.pop(name) for name in list(given) if name not in own and name != "method"}
+    given.pop("method", None)
+    return Setting(replace(main_method, **given) if named is None else kind(**given), changes)
+
+
+def of_no_row(one: Field) -> bool:
+    """Whether an option is the same in every row: the model, the data, the request, the Hub, where it runs."""
+    known = one.metadata.get("help")
+    return isinstance(known, Option) and known.group in ("model and data", "request", "hub", "running")

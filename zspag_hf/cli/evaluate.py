@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from ..config import UnlearningConfig
+from ..config import UnlearningConfig, option
 from ..errors import UnlearningError
 from ..evaluation import evaluate_unlearning
 from ..hub.datasets import hub_id
+from ..methods.zspag import ZSPAG
+from ..report.report import UnlearningReport
 from .jobs import DataArguments, load_job
-from .parsing import parse
+from .parsing import CommandParser
 from .running import (
     CommandArguments,
     as_document,
@@ -22,7 +25,7 @@ from .running import (
     show,
 )
 
-HELP = {
+HELP: dict[str, Any] = {
     "prog": "zspag-hf evaluate",
     "usage": "zspag-hf evaluate --original MODEL --unlearned MODEL --dataset_name DATA --forget_classes ...",
     "description": "Say how far a model has forgotten that any tool unlearned, beside the original, the masked and\n"
@@ -43,9 +46,15 @@ class EvaluateArguments(DataArguments):
     """The models, and the images to judge them by."""
 
     model_name_or_path: str | None = field(default=None, init=False)
-    original: str | None = field(default=None, metadata={"help": "Hub id or folder of the model before."})
-    unlearned: str | None = field(default=None, metadata={"help": "Hub id or folder of the model after."})
-    output_dir: str = "outputs/evaluated"
+    original: str | None = option(
+        None, "Hub id or folder of the model before.", group="model and data", metavar="MODEL", private=True
+    )
+    unlearned: str | None = option(
+        None, "Hub id or folder of the model after.", group="model and data", metavar="MODEL", private=True
+    )
+    output_dir: str = option(
+        "outputs/evaluated", "Where the results are written.", group="running", metavar="FOLDER", private=True
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,11 +65,12 @@ class EvaluateArguments(DataArguments):
 
 
 def main(argv: list[str]) -> int | None:
-    arguments, command, options = parse((EvaluateArguments, CommandArguments, Options), argv, **HELP)
+    """Run the command; its exit status, None for 0."""
+    arguments, command, options = CommandParser((EvaluateArguments, CommandArguments, Options), **HELP).parse(argv)
     if command.must_launch():
         return launch("evaluate", argv, command.num_processes, options.use_cpu)
     config = UnlearningConfig(arguments.output_dir, **asdict(options))
-    with document(command.json) as found:
+    with document(command.json) as told:
         prepare(config)
         report = evaluate(arguments, config)
         if not config.distributed_state.is_main_process:
@@ -68,19 +78,19 @@ def main(argv: list[str]) -> int | None:
         report.save(arguments.output_dir)
         show(report, arguments.output_dir, "report and figures")
         print(page_hint(arguments.output_dir))
-        found |= as_document(report, arguments.output_dir)
+        told |= as_document(report, arguments.output_dir)
     return None
 
 
-def evaluate(arguments: EvaluateArguments, config: UnlearningConfig):
+def evaluate(arguments: EvaluateArguments, config: UnlearningConfig) -> UnlearningReport:
     """The report on what the arguments name, loaded and checked as a run would."""
-    job = load_job(arguments, config)
+    job = load_job(arguments, config, ZSPAG())
     report = evaluate_unlearning(
         job.model,
         arguments.unlearned,
         job.forget,
         job.test,
-        config.forget_classes,
+        list(config.forget_classes or []),
         retain=job.retain,
         retrained=job.retrained,
         level=arguments.level,
@@ -91,7 +101,7 @@ def evaluate(arguments: EvaluateArguments, config: UnlearningConfig):
         label_column_name=config.label_column_name,
         seed=config.seed,
         hub=config.other_hub,
-        disable_progress=config.disable_tqdm,
+        disable_progress=bool(config.disable_tqdm),
     )
     report.dataset = hub_id(config.dataset_name)
     return report

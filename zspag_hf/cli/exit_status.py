@@ -33,6 +33,7 @@ def status(command: Callable[[], int | None], prefix: str = "") -> int:
 
 
 def is_first_process() -> bool:
+    """Of several, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -5,92 +5,121 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..config import UnlearningConfig
+from ..config import RECIPE, UnlearningConfig, check_fields, default_of, option, told
 from ..data.labels import class_names, model_labels, reconcile_labels, rows_of_classes
 from ..data.request import resolve_request, select_rows
-from ..errors import UnlearningError, check_choice, check_range
+from ..errors import UnlearningError
 from ..evaluation import LEVELS
+from ..evaluation.accepted import check_same_labels
 from ..hub.datasets import load_split
 from ..hub.models import load_classifier
-from ..methods import METHODS
-from ..trainer.checks import check_same_labels, fsdp_is_asked
+from ..methods import Method
+from ..methods.random_labels import RandomLabels
+from ..methods.zspag import ZSPAG
+from ..methods.zspag_paper import ZSPAGPaper
 from ..trainer.publishing import full_id
 from ..trainer.stage_cache import forget_stages
 from ..trainer.trainer import UnlearningTrainer
 
-FREE, PROJECTED = {"adaptive": False, "constraint": "none"}, {"adaptive": False, "constraint": "hard"}
-SECOND_BEST = {"pseudo_label": "prior", "prior": "second_best", "tilt": "none"}
-RENORMALISED = SECOND_BEST | {"prior": "renormalised"}
 FEW = {
-    "random labels": {"method": "random_labels", **FREE},
-    "ZS-PAG, paper's form": {"variant": "paper"},
-    "ZS-PAG, last layer": {"scope": "head"},
+    "random labels": RandomLabels(),
+    "ZS-PAG, paper's form": ZSPAGPaper(),
+    "ZS-PAG, last layer": ZSPAG(scope="head"),
 }
 ALL = {
-    "random labels": {"method": "random_labels", **FREE},
-    "random, projected": {"method": "random_labels", **PROJECTED},
-    "random subspace": {"method": "random_labels", **PROJECTED, "subspace_merge": "random"},
-    "second-best labels": {**SECOND_BEST, **FREE},
-    "second-best, proj.": {**SECOND_BEST, **PROJECTED},
-    "renormalised": {**RENORMALISED, **FREE},
-    "renormalised, proj.": {**RENORMALISED, **PROJECTED},
-    "ZS-PAG, free": FREE,
-    "ZS-PAG, paper's form": {"variant": "paper"},
-    "ZS-PAG, last layer": {"scope": "head"},
+    "random labels": RandomLabels(),
+    "random, projected": RandomLabels(constraint="hard"),
+    "random subspace": RandomLabels(constraint="hard", subspace_merge="random"),
+    "second-best labels": RandomLabels(targets="second_best"),
+    "second-best, proj.": RandomLabels(targets="second_best", constraint="hard"),
+    "renormalised": RandomLabels(targets="renormalised"),
+    "renormalised, proj.": RandomLabels(targets="renormalised", constraint="hard"),
+    "ZS-PAG, free": RandomLabels(targets="renormalised", tilt="influence"),
+    "ZS-PAG, paper's form": ZSPAGPaper(),
+    "ZS-PAG, last layer": ZSPAG(scope="head"),
 }
-BASELINES: dict[str, dict[str, dict]] = {
-    kind: {name: {"method": "zspag", "with_retain": None} | options for name, options in rows.items()}
-    for kind, rows in (("none", {}), ("few", FEW), ("all", ALL))
-}
+BASELINES: dict[str, dict[str, Method]] = {"none": {}, "few": FEW, "all": ALL}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a comparison: a method, and the options of the run in which it differs."""
+
+    method: Method
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, main: UnlearningConfig, method: Method) -> UnlearningConfig:
+        """The options of the row, from those of the main run, whose recipe is for its own method alone."""
+        changes = dict(self.changes)
+        if type(self.method) is not type(method):
+            usual = {one.name: one.default for one in fields(UnlearningConfig)}
+            names = (*RECIPE, "lr_scheduler_type", *(() if self.method.trains else ("max_steps",)))
+            changes = {name: usual[name] for name in names} | changes
+        return replace(main, **changes)
+
+
+DATA, REQUEST = {"group": "model and data"}, {"group": "request"}
 
 
 @dataclass
 class DataArguments:
     """Which model, which images, and what to compare with."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Hub id or folder of the classifier."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set, of several."})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the data set's repository."}
+    model_name_or_path: str | None = option(
+        None, "Hub id or folder of the classifier.", **DATA, metavar="MODEL", private=True
     )
-    train_split: str = field(default="train", metadata={"help": "Split that holds the images to forget."})
-    test_split: str = field(
-        default="test", metadata={"help": "Split to evaluate on; forget images in it are left out."}
+    dataset_config: str | None = option(None, "Configuration of the data set, of several.", **DATA, metavar="NAME")
+    dataset_revision: str | None = option(
+        None, "Branch, tag or commit of the data set's repository.", **DATA, metavar="REVISION"
     )
-    forget_indices: list[int] | None = field(
-        default=None, metadata={"help": "Images to forget, by row of the split, from 0; unset: all of the classes."}
+    train_split: str = option("train", "Split that holds the images to forget.", **DATA)
+    test_split: str = option("test", "Split to evaluate on; forget images in it are left out.", **DATA)
+    forget_indices: list[int] | None = option(
+        None, "Images to forget, by row of the split, from 0; unset: all of the classes.", **REQUEST, private=True
     )
-    forget_column: str | None = field(
-        default=None, metadata={"help": "Column that tells the images to forget, for example a person's name."}
+    forget_column: str | None = option(
+        None, "Column that tells the images to forget, for example a person's name.", **REQUEST, private=True
     )
-    forget_values: list[str] | None = field(
-        default=None, metadata={"help": "Images whose forget_column holds one of these are forgotten."}
+    forget_values: list[str] | None = option(
+        None, "Images whose forget_column holds one of these are forgotten.", **REQUEST, private=True
     )
-    max_forget_samples: int | None = field(default=None, metadata={"help": "Use at most so many forget images."})
-    label_mapping_file: str | None = field(
-        default=None, metadata={"help": "JSON file: data set label -> model label, where names differ."}
+    max_forget_samples: int | None = option(None, "Use at most so many forget images.", **REQUEST, least=1, whole=True)
+    label_mapping_file: str | None = option(
+        None, "JSON file: data set label -> model label, where names differ.", **DATA, metavar="FILE", private=True
     )
     retrained_models: list[str] = field(
         default_factory=list,
-        metadata={"help": "Hub ids or folders of models trained without the classes, to compare with; best three."},
+        metadata={
+            "help": told(
+                "Hub ids or folders of models trained without the classes, to compare with; best three.",
+                group="evaluation",
+                metavar="MODEL",
+                private=True,
+            )
+        },
     )
-    level: str = field(default="quick", metadata={"help": f"Of the evaluation: {' or '.join(LEVELS)}."})
-    retain_in_evaluation: bool = field(
-        default=False,
-        metadata={"help": "Evaluate with the training split's other classes too; training never sees them."},
+    level: str = option("quick", "Of the evaluation", group="evaluation", choices=LEVELS)
+    retain_in_evaluation: bool = option(
+        False, "Evaluate with the training split's other classes too; training never sees them.", group="evaluation"
     )
 
     def __post_init__(self):
-        check_choice("level", self.level, LEVELS)
-        if self.max_forget_samples is not None:
-            check_range("max_forget_samples", self.max_forget_samples, least=1, whole=True)
+        check_fields(self)
+
+
+def given_arguments(arguments: Any) -> dict[str, Any]:
+    """Of a dataclass of options those that are not at their defaults, but for private ones."""
+    held = {one: getattr(arguments, one.name) for one in fields(arguments)}
+    known = {one: v for one, v in held.items() if not getattr(one.metadata.get("help"), "private", True)}
+    return {one.name: value for one, value in known.items() if value != default_of(one)}
 
 
 @dataclass
@@ -100,20 +129,21 @@ class Job:
     Attributes:
         forget, test, retain: the images to forget, to test on, and other training images for the evaluation, or None.
         retrained: folders, ids or models. seconds: training times that are known, by row of the table.
-        mapping: data set label -> model label, where names differ.
+        mapping: data set label -> model label, where names differ. given: options of the command that were given.
     """
 
     model: PreTrainedModel
-    processor: object
+    processor: Any
     forget: Dataset
     test: Dataset
     retain: Dataset | None = None
     retrained: list = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     mapping: dict | None = None
+    given: dict[str, Any] = field(default_factory=dict)
 
 
-def load_job(arguments: DataArguments, config: UnlearningConfig) -> Job:
+def load_job(arguments: DataArguments, config: UnlearningConfig, method: Method) -> Job:
     """Load what the arguments name, before anything is computed.
 
     Raises:
@@ -121,29 +151,33 @@ def load_job(arguments: DataArguments, config: UnlearningConfig) -> Job:
     """
     if arguments.model_name_or_path is None:
         raise UnlearningError("no model was given: pass model_name_or_path, a Hub id or a folder.")
-    if config.dataset_name is None:
+    if (name := config.dataset_name) is None:
         raise UnlearningError("no data was given: pass dataset_name, with the images to forget and to evaluate on.")
-    retain_is_read = arguments.retain_in_evaluation or config.with_retain
+    retain_is_read = arguments.retain_in_evaluation or method.reads_retained
     if retain_is_read and arguments.train_split == arguments.test_split:
         raise UnlearningError(
-            f"retain_in_evaluation or with_retain with {arguments.train_split!r} as both splits would evaluate on the"
+            f"retained data with {arguments.train_split!r} as both splits would evaluate on the"
             " retained training images: give another test_split."
         )
     model, processor = load_classifier(arguments.model_name_or_path, hub=config.hub)
     mapping = read_mapping(arguments.label_mapping_file)
-    train, test = (data_split(split, arguments, config) for split in (arguments.train_split, arguments.test_split))
+    hub = replace(config.other_hub, revision=arguments.dataset_revision)
+    train, test = (
+        load_split(name, split, config_name=arguments.dataset_config, hub=hub)
+        for split in (arguments.train_split, arguments.test_split)
+    )
     names = model_labels(model.config)
-    request = resolve_request(config.forget_classes, names, model.config, config.method)
+    request = resolve_request(config.forget_classes, names, model.config, method.forgets)
     listed = class_names(train, config.label_column_name)
     ids = reconcile_labels(listed, names, offset=config.label_offset, mapping=mapping)
-    columns = {"mapping": ids, "label_column": config.label_column_name}
     rows = select_rows(
         train,
         class_ids=request.class_ids,
+        mapping=ids,
+        label_column=config.label_column_name,
         indices=arguments.forget_indices,
         column=arguments.forget_column,
         values=arguments.forget_values,
-        **columns,
     )
     if arguments.train_split == arguments.test_split:
         test = without(test, rows)
@@ -151,21 +185,11 @@ def load_job(arguments: DataArguments, config: UnlearningConfig) -> Job:
     if retain_is_read:
         gone = rows_of_classes(train, config.label_column_name, ids, request.forgotten_ids)
         retain = without(train, {*gone, *rows})
-    for name in arguments.retrained_models:
-        check_same_labels(load_classifier(name, hub=config.other_hub)[0].config, names)  # not after the training
+    for other in arguments.retrained_models:
+        check_same_labels(load_classifier(other, hub=config.other_hub)[0].config, names)  # not after the training
     forget = train.select(rows[: arguments.max_forget_samples])
-    return Job(model, processor, forget, test, retain, arguments.retrained_models, {}, mapping)
-
-
-def data_split(split: str, arguments: DataArguments, config: UnlearningConfig) -> Dataset:
-    return load_split(
-        config.dataset_name,
-        split,
-        config_name=arguments.dataset_config,
-        revision=arguments.dataset_revision,
-        token=config.hub_token,
-        cache_dir=config.cache_dir,
-    )
+    given = given_arguments(arguments)
+    return Job(model, processor, forget, test, retain, arguments.retrained_models, {}, mapping, given)
 
 
 def read_mapping(path: str | None) -> dict | None:
@@ -188,30 +212,40 @@ def read_mapping(path: str | None) -> dict | None:
     return mapping
 
 
-def without(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+def without(dataset: Dataset, rows: Iterable[int]) -> Dataset:
+    """The data set without some of its rows."""
     return dataset.select(sorted(set(range(len(dataset))) - set(rows)))
 
 
-def unlearn(job: Job, config: UnlearningConfig) -> UnlearningTrainer:
+def unlearn(job: Job, config: UnlearningConfig, method: Method) -> UnlearningTrainer:
     """One training on a job's model, in place."""
     trainer = UnlearningTrainer(
         job.model,
         config,
         job.forget,
         job.test,
-        retain_dataset=job.retain if config.with_retain else None,
+        method=method,
+        retain_dataset=job.retain if method.reads_retained else None,
         processing_class=job.processor,
         label_mapping=job.mapping,
     )
+    trainer.given |= job.given
     trainer.train(config.resume_from_checkpoint)
     return trainer
 
 
-def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: str, save: bool = True):
+def run(
+    job: Job,
+    config: UnlearningConfig,
+    method: Method,
+    settings: Mapping[str, Setting],
+    level: str,
+    save: bool = True,
+) -> UnlearningTrainer:
     """Unlearn, beside it under other settings from the same start, and evaluate all in one table.
 
     Args:
-        settings: row name -> options that differ from ``config``; see BASELINES.
+        settings: row name -> :class:`Setting`.
         save: write the model, before the evaluation and again with its results; else the report alone.
 
     Returns:
@@ -220,64 +254,65 @@ def run(job: Job, config: UnlearningConfig, settings: dict[str, dict], level: st
     Raises:
         UnlearningError: bad input, named with the mend; settings that forget classes beside a request for images.
     """
-    check_settings(job, config, settings)
+    configs = check_settings(job, config, method, settings)
     if config.push_to_hub and int(os.environ.get("RANK", "0")) == 0:  # now, and not after the other settings
         full_id(config.hub_model_id or os.path.basename(os.path.abspath(config.output_dir)), config.hub_token)
     beside = {}
-    # a checkpoint is the main run's; stages are kept for every setting
-    resume = config.resume_from_checkpoint if str(config.resume_from_checkpoint).lower() == "true" else None
-    for name, options in settings.items():
+    for name, setting in settings.items():
         announce(name)
         beside[name] = copy.deepcopy(job.model)
-        other = config.but(**options, push_to_hub=False, resume_from_checkpoint=resume)
-        job.seconds[name] = unlearn(replace(job, model=beside[name]), other).report.timings_s["total"]
+        row = unlearn(replace(job, model=beside[name]), configs[name], setting.method)
+        job.seconds[name] = row.run.timings["total"]
     announce("unlearning")
-    trainer = unlearn(job, config)
+    trainer = unlearn(job, config, method)
+    report = trainer.unlearned("evaluate")
     if save:
         trainer.save_model(_internal_call=True)  # before the evaluation, which may still fail; pushed after it
-    job.seconds |= {"unlearned": trainer.report.timings_s["total"], "masked": 0.0}
+    job.seconds |= {"unlearned": report.timings_s["total"], "masked": 0.0}
     trainer.evaluate(retain=job.retain, retrained=job.retrained, beside=beside, level=level)
-    for name, row in trainer.report.models.items():
-        if row is not None:
-            row["seconds"] = job.seconds.get(name)
+    for name, scores in report.models.items():
+        if scores is not None:
+            scores["seconds"] = job.seconds.get(name)
     if save:
         trainer.save_model()
     elif trainer.is_world_process_zero():
-        trainer.report.save(config.output_dir)
+        report.save(config.output_dir)
         forget_stages(config.output_dir)
     return trainer
 
 
-def check_settings(job: Job, config: UnlearningConfig, settings: dict[str, dict]) -> None:
-    """Refuse settings that would end a comparison after others have run.
+def check_settings(
+    job: Job, config: UnlearningConfig, method: Method, settings: Mapping[str, Setting]
+) -> dict[str, UnlearningConfig]:
+    """The options of every row, refused where they would end a comparison after others have run.
 
     Raises:
-        UnlearningError: settings that cannot forget what is to be forgotten, that need retained data where there are
-            none, or that FSDP2 cannot train.
+        UnlearningError: settings that cannot forget what is to be forgotten, or that need retained data where there are
+            none.
     """
-    methods = {name: options.get("method", config.method) for name, options in settings.items()}
-    for name, method in ({"unlearning": config.method} | methods).items():
-        if fsdp_is_asked() and method != "zspag":
+    kind, configs = "classes" if config.forget_classes else "images", {}
+    # a checkpoint is the main run's; stages are kept for every setting
+    resumed = str(config.resume_from_checkpoint).lower() == "true"
+    own: dict[str, Any] = {"push_to_hub": False, "resume_from_checkpoint": "true" if resumed else None}
+    method.check(config)
+    for name, setting in settings.items():
+        if kind not in setting.method.forgets:
             raise UnlearningError(
-                f"{name!r} is of method={method!r}, which does not go with FSDP2: launch with"
-                " 'accelerate_configs/multi_gpu.yaml', or keep to method='zspag'."
-            )
-    kind = "classes" if config.forget_classes else "images"
-    for name, options in settings.items():
-        if kind not in METHODS[methods[name]].forgets:
-            raise UnlearningError(
-                f"{name!r} cannot stand in one table with method={config.method!r}, which is to forget {kind}: that is"
+                f"{name!r} cannot stand in one table with {type(method).__name__}, which is to forget {kind}: that is"
                 f" nothing that it can do. Leave it out, or give baselines='none'."
             )
         try:
-            other = config.but(**options)
+            other = setting.config(config, method)
+            setting.method.check(other)
         except UnlearningError as error:
             raise UnlearningError(f"the setting {name!r}: {error}") from error
-        if other.with_retain and job.retain is None:
+        if setting.method.reads_retained and job.retain is None:
             raise UnlearningError(
                 f"{name!r} trains on retained data, and there are none: give retain_in_evaluation=True, or leave it"
                 " out."
             )
+        configs[name] = replace(other, **own)
+    return configs
 
 
 def announce(name: str) -> None:

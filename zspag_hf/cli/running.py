@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, make_dataclass
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import datasets
 import torch
@@ -18,46 +18,55 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from ..config import UnlearningConfig
-from ..errors import UnlearningError, check_choice, check_range
+from ..config import UnlearningConfig, check_fields, option
+from ..errors import UnlearningError, check_choice
+from ..methods import METHODS
 from ..report.report import PAGE_NAME, UnlearningReport, finite
-from ..trainer.checks import check_launch
 from ..trainer.publishing import public_report
-from .jobs import ALL, BASELINES, FEW
+from ..trainer.refusals import check_launch
+from .jobs import ALL, BASELINES, FEW, Setting
 
 BY_SIGNAL = 128  # a shell's exit status of a process that a signal ended, plus the signal
 
 
 @dataclass
-class BaselineArguments:
-    """Which other settings run beside the one that was asked for."""
+class MethodArguments:
+    """Which method runs, and which other settings beside it."""
 
-    baselines: str = field(
-        default="none", metadata={"help": f"Run beside it: few ({'; '.join(FEW)}), all {len(ALL)} there are, or none."}
+    method: str = option("zspag", "package.module:Class of your own, or one", choices=METHODS, private=True)
+    baselines: str = option(
+        "none", f"Run beside it ({'; '.join(FEW)}; or all {len(ALL)} there are)", group="evaluation", choices=BASELINES
     )
 
     def __post_init__(self):
         check_choice("baselines", self.baselines, BASELINES)
+
+    def rows(self) -> dict[str, Setting]:
+        """Rows of a comparison."""
+        return {name: Setting(method) for name, method in BASELINES[self.baselines].items()}
 
 
 @dataclass
 class JsonArguments:
     """What is printed."""
 
-    json: bool = field(default=False, metadata={"help": "One JSON document on stdout, everything else on stderr."})
+    json: bool = option(False, "One JSON document on stdout, everything else on stderr.", group="running")
 
 
 @dataclass
 class CommandArguments(JsonArguments):
     """How a command runs."""
 
-    num_processes: int | None = field(
-        default=None, metadata={"help": "Start so many processes, one a GPU, or on the CPU where there is none."}
+    num_processes: int | None = option(
+        None,
+        "Start so many processes, one a GPU, or on the CPU where there is none.",
+        group="running",
+        least=1,
+        whole=True,
     )
 
     def __post_init__(self):
-        if self.num_processes is not None:
-            check_range("num_processes", self.num_processes, least=1, whole=True)
+        check_fields(self)
         running = os.environ.get("WORLD_SIZE")
         if running is not None and self.num_processes not in (None, int(running)):
             raise UnlearningError(
@@ -65,6 +74,7 @@ class CommandArguments(JsonArguments):
             )
 
     def must_launch(self) -> bool:
+        """Whether this process is to start others in its place."""
         return (self.num_processes or 1) > 1 and "WORLD_SIZE" not in os.environ
 
 
@@ -127,14 +137,14 @@ def prepare(config: UnlearningConfig) -> None:
 @contextlib.contextmanager
 def document(wanted: bool) -> Iterator[dict]:
     """A dictionary, printed as JSON at the end where ``wanted``; whatever else is printed then goes to stderr."""
-    found: dict = {}
+    held: dict[str, Any] = {}
     if not wanted:
-        yield found
+        yield held
         return
     with contextlib.redirect_stdout(sys.stderr):
-        yield found
-    if found:  # empty in all processes but the first
-        print(json.dumps(finite(found), indent=1, allow_nan=False))
+        yield held
+    if held:  # empty in all processes but the first
+        print(json.dumps(finite(held), indent=1, allow_nan=False))
 
 
 def show(report: UnlearningReport, folder: str, what: str = "model, processor and report") -> None:
@@ -152,4 +162,5 @@ def as_document(report: UnlearningReport, folder: str | None) -> dict:
 
 
 def page_hint(folder: str) -> str:
+    """Where the page lies."""
     return f"read:    {os.path.join(folder, PAGE_NAME)}"

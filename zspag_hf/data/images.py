@@ -1,6 +1,4 @@
-"""Forget and eval data: images checked and turned into pixels."""
-
-from __future__ import annotations
+"""Forget, retain and eval data: images checked and turned into pixels."""
 
 import random
 from collections.abc import Sequence
@@ -18,6 +16,18 @@ from .labels import check_dataset, class_names, label_ids, reconcile_labels
 
 READ_AT_ONCE = 256  # images
 UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
+ONE_SIZE = "a processing_class that brings all to one size (do_resize=True)."
+
+
+@dataclass(frozen=True)
+class RetainSet:
+    """Retained images to train on: pixels uint8 ``(N, channels, H, W)``, labels ``(N,)`` in the model's ids."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -41,56 +51,48 @@ class ForgetSet:
         return len(self.labels)
 
 
-def check_column(dataset: Dataset, image_column: str) -> None:
-    """Raise an UnlearningError where the image column is missing."""
-    if image_column not in dataset.column_names:
-        raise UnlearningError(
-            f"the data set has no image column {image_column!r}; its columns are {dataset.column_names}."
-            " Give image_column_name."
-        )
+class EvalDataset(torch.utils.data.Dataset):
+    """A labelled data set as the model's inputs, decoded batch by batch: pixels uint8 and labels in the model's ids."""
+
+    def __init__(self, dataset: Dataset, processor, labels: Tensor, image_column: str = "image"):
+        self.dataset, self.processor, self.labels, self.image_column = dataset, processor, labels, image_column
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+        images = [_decode(self.dataset, self.image_column, i, mode(self.processor)) for i in indices]
+        pixels = _batch_pixels(images, self.processor, self.image_column)
+        return [{"pixels": p, "labels": self.labels[i]} for p, i in zip(pixels, indices, strict=True)]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])[0]
 
 
-def decode(dataset: Dataset, image_column: str, index: int, kind: str) -> Image.Image:
-    """One image of a data set, as "RGB" or "L".
+def labelled_dataset(
+    dataset: Dataset,
+    processor,
+    names: Sequence[str],
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    offset: int | None = None,
+    mapping: dict | None = None,
+    what: str = "the data to evaluate on",
+) -> EvalDataset:
+    """A data set with image and label columns as the model's inputs. Refuses anything but one data set, an empty one, a
+    missing column, and a label that is none of ``names``, the model's.
 
-    Raises:
-        UnlearningError: no such column, or the image cannot be decoded or has more than 8 bits a channel.
+    Args:
+        offset, mapping: as in :func:`zspag_hf.data.labels.reconcile_labels`.
+        what: the data set is called in a message.
     """
-    check_column(dataset, image_column)
-    try:
-        image = dataset[index][image_column]
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"it is stored as {type(image).__name__}, not as an image")
-        if image.mode.startswith(("I", "F")):  # PIL would cut off all above 255
-            raise ValueError(
-                f"its mode {image.mode!r} has more than 8 bits a channel, to be scaled to 'L' or 'RGB' first"
-            )
-        return image.convert(kind)
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
-        raise UnlearningError(
-            f"image {index} of column {image_column!r} cannot be read ({why(error)}): remove or replace it."
-        ) from error
-
-
-def why(error: Exception) -> str:
-    """What PIL found wrong, without the path or address that it names."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is of no known image format"
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def random_views(image: Image.Image, count: int, rng: random.Random) -> list[Image.Image]:
-    """``count`` random crops of 60 to 100 % of the area, mirrored half of the time, at the image's own size: enough
-    variety for a forget set of a few images to have a training and a held-out part."""
-    width, height = image.size
-    views = []
-    for _ in range(count):
-        side = rng.uniform(0.6, 1.0) ** 0.5
-        w, h = max(1, int(width * side)), max(1, int(height * side))
-        left, top = rng.randint(0, width - w), rng.randint(0, height - h)
-        view = image.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BILINEAR)
-        views.append(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view)
-    return views
+    check_dataset(dataset, what)
+    if not len(dataset):
+        raise UnlearningError(f"{what} is empty: give labelled images.")
+    _check_column(dataset, image_column)
+    ids = reconcile_labels(class_names(dataset, label_column), names, offset=offset, mapping=mapping)
+    return EvalDataset(dataset, processor, label_ids(dataset, label_column, ids, len(names)), image_column)
 
 
 def read_forget_set(
@@ -109,15 +111,13 @@ def read_forget_set(
     """Check and load the images to forget.
 
     Args:
-        forget_ids: the classes that the images may have; empty for any.
-        mapping: data set label id -> model label id, from :func:`reconcile_labels`.
+        forget_ids: the classes that the images may have, others are refused; empty for any.
+        mapping: from :func:`zspag_hf.data.labels.reconcile_labels`.
         views: random crops to take of each image in place of the image itself; 0 takes each image once as it is.
-
-    Raises:
-        UnlearningError: empty set, a retained label among them, or an image that cannot be decoded.
     """
     if not len(dataset):
         raise UnlearningError("the forget set is empty: give at least one image in forget_dataset.")
+    _check_column(dataset, image_column)
     labels = label_ids(dataset, label_column, mapping, num_labels)
     retained = ~torch.isin(labels, torch.tensor(list(forget_ids)))
     if forget_ids and retained.any():
@@ -127,83 +127,24 @@ def read_forget_set(
             f" {int(labels[first])}: keep only images of the classes {list(forget_ids)} to forget."
         )
     rng = random.Random(seed)
-    parts, unseen, whole = [], [], []
+    whole, trained, unseen = list[Tensor](), list[Tensor](), list[Tensor]()
     for index in tqdm(range(len(dataset)), desc="Forget set", disable=disable_progress):
-        image = decode(dataset, image_column, index, mode(processor))
-        whole.append(batch_pixels([image], processor, image_column))
+        image = _decode(dataset, image_column, index, mode(processor))
+        whole.append(_batch_pixels([image], processor, image_column))
         if whole[-1].shape != whole[0].shape:
             raise UnlearningError(
-                f"image {index} of column {image_column!r} becomes {size_of(whole[-1])} pixels and image 0"
-                f" {size_of(whole[0])}: give a processing_class that brings all to one size (do_resize=True)."
+                f"image {index} of column {image_column!r} becomes {_size(whole[-1])} pixels and image 0"
+                f" {_size(whole[0])}: give {ONE_SIZE}"
             )
-        parts.append(to_pixels(random_views(image, views, rng), processor) if views else whole[-1])
+        if views:
+            trained.append(to_pixels(random_views(image, views, rng), processor))
         if views and len(unseen) * views < UNSEEN_VIEWS:
             unseen.append(to_pixels(random_views(image, views, rng), processor))
-    repeated = labels.repeat_interleave(max(1, views))
-    pixels = torch.cat(parts)
-    images = torch.cat(whole) if views else pixels
+    images = torch.cat(whole)
     if not views:
-        return ForgetSet(pixels, labels, images, labels)
-    return ForgetSet(pixels, repeated, images, labels, torch.cat(unseen), repeated[: len(unseen) * views])
-
-
-def batch_pixels(images: Sequence[Image.Image], processor, image_column: str) -> Tensor:
-    """:func:`zspag_hf.pipeline.classifier.to_pixels` with a clear error.
-
-    Raises:
-        UnlearningError: the processor cannot make one batch of the images.
-    """
-    try:
-        return to_pixels(images, processor)
-    except (TypeError, ValueError) as error:
-        sizes = ", ".join(sorted({f"{image.width} x {image.height}" for image in images})[:5])
-        raise UnlearningError(
-            f"images of column {image_column!r}, of {sizes} pixels, make no batch: {first_line(error)} Give a"
-            " processing_class that brings all to one size (do_resize=True)."
-        ) from error
-
-
-def size_of(pixels: Tensor) -> str:
-    return f"{pixels.shape[-1]} x {pixels.shape[-2]}"
-
-
-def labelled_dataset(
-    dataset,
-    processor,
-    names: Sequence[str],
-    *,
-    image_column: str = "image",
-    label_column: str = "label",
-    offset: int | None = None,
-    mapping: dict | None = None,
-    what: str = "the data to evaluate on",
-) -> EvalDataset:
-    """A data set with image and label columns as the model's inputs.
-
-    Args:
-        names: the model's labels; ``offset`` and ``mapping`` as in :func:`zspag_hf.data.labels.reconcile_labels`.
-        what: the data set is called in a message.
-
-    Raises:
-        UnlearningError: not one data set, empty, no such column, or a label outside the model's.
-    """
-    check_dataset(dataset, what)
-    if not len(dataset):
-        raise UnlearningError(f"{what} is empty: give labelled images.")
-    check_column(dataset, image_column)
-    ids = reconcile_labels(class_names(dataset, label_column), names, offset=offset, mapping=mapping)
-    return EvalDataset(dataset, processor, label_ids(dataset, label_column, ids, len(names)), image_column)
-
-
-@dataclass(frozen=True)
-class RetainSet:
-    """pixels ``(N, channels, H, W)`` uint8, labels ``(N,)`` in the model's ids: retained images to train on."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        return ForgetSet(images, labels, images, labels)
+    repeated = labels.repeat_interleave(views)
+    return ForgetSet(torch.cat(trained), repeated, images, labels, torch.cat(unseen), repeated[: len(unseen) * views])
 
 
 def read_retain_set(
@@ -215,14 +156,8 @@ def read_retain_set(
     seed: int = 0,
     disable_progress: bool = True,
 ) -> RetainSet:
-    """Decode the retained images that a method trains on, ``most`` of them drawn at random.
-
-    Args:
-        forget: ``(F, channels, H, W)`` the images to forget.
-
-    Raises:
-        UnlearningError: images of classes that are or were forgotten, images to forget, or images of another size.
-    """
+    """Decode the retained images that a method trains on, ``most`` of them drawn at random. Refuses images of classes
+    that are or were forgotten, images of ``forget`` ``(F, channels, H, W)``, and images of another size than those."""
     gone = torch.isin(dataset.labels, torch.tensor(list(forget_ids), dtype=torch.long))
     if gone.any():
         raise UnlearningError(
@@ -232,35 +167,67 @@ def read_retain_set(
     rows = torch.arange(len(dataset))
     if most is not None and most < len(rows):
         rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    pixels, gone = [], {image.numpy().tobytes() for image in forget}
+    pixels = list[Tensor]()
     for part in tqdm(rows.split(READ_AT_ONCE), desc="Retain set", disable=disable_progress):
         pixels += [item["pixels"] for item in dataset.__getitems__(part.tolist())]
         if pixels[-1].shape != forget.shape[1:]:
             raise UnlearningError(
-                f"images of retain_dataset become {size_of(pixels[-1])} pixels, and not {size_of(forget)} like those to"
-                " forget: give a processing_class that brings all to one size (do_resize=True)."
+                f"images of retain_dataset become {_size(pixels[-1])} pixels, and not {_size(forget)} like those to"
+                f" forget: give {ONE_SIZE}"
             )
-    both = sum(image.numpy().tobytes() in gone for image in pixels)
-    if both:
+    forgotten = {image.numpy().tobytes() for image in forget}
+    if both := sum(image.numpy().tobytes() in forgotten for image in pixels):
         raise UnlearningError(
             f"retain_dataset holds {both} of the images to forget, and would teach them again: leave them out."
         )
     return RetainSet(torch.stack(pixels), dataset.labels[rows])
 
 
-class EvalDataset(torch.utils.data.Dataset):
-    """A labelled data set as the model's inputs, decoded batch by batch: pixels uint8 and labels in the model's ids."""
+def random_views(image: Image.Image, count: int, rng: random.Random) -> list[Image.Image]:
+    """``count`` random crops of 60 to 100 % of the area, mirrored half of the time, at the image's own size: enough
+    variety for a forget set of a few images to have a training and a held-out part."""
+    width, height = image.size
+    views = []
+    for _ in range(count):
+        side = rng.uniform(0.6, 1.0) ** 0.5
+        w, h = max(1, int(width * side)), max(1, int(height * side))
+        left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+        view = image.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BILINEAR)
+        views.append(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view)
+    return views
 
-    def __init__(self, dataset: Dataset, processor, labels: Tensor, image_column: str = "image"):
-        self.dataset, self.processor, self.labels, self.image_column = dataset, processor, labels, image_column
 
-    def __len__(self) -> int:
-        return len(self.labels)
+def _decode(dataset: Dataset, image_column: str, index: int, kind: str) -> Image.Image:
+    """One image of a data set, as "RGB" or "L"; refuses one that cannot be decoded or has over 8 bits a channel."""
+    try:
+        image = dataset[index][image_column]
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"it is stored as {type(image).__name__}, not as an image")
+        if image.mode.startswith(("I", "F")):  # PIL would cut off all above 255
+            raise ValueError(f"its mode {image.mode!r} has over 8 bits a channel, to be scaled to 'L' or 'RGB' first")
+        return image.convert(kind)
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without the path
+        why = "it is of no known image format" if isinstance(error, UnidentifiedImageError) else why
+        raise UnlearningError(
+            f"image {index} of column {image_column!r} cannot be read ({why}): remove or replace it."
+        ) from error
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
-        images = [decode(self.dataset, self.image_column, i, mode(self.processor)) for i in indices]
-        pixels = batch_pixels(images, self.processor, self.image_column)
-        return [{"pixels": p, "labels": self.labels[i]} for p, i in zip(pixels, indices, strict=True)]
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.__getitems__([index])[0]
+def _check_column(dataset: Dataset, image_column: str) -> None:
+    if image_column not in dataset.column_names:
+        columns = dataset.column_names
+        raise UnlearningError(f"there is no image column {image_column!r} among {columns}: give image_column_name.")
+
+
+def _batch_pixels(images: Sequence[Image.Image], processor, image_column: str) -> Tensor:
+    try:
+        return to_pixels(images, processor)
+    except (TypeError, ValueError) as error:
+        sizes = ", ".join(sorted({f"{image.width} x {image.height}" for image in images})[:5])
+        what = f"images of column {image_column!r}, of {sizes} pixels, make no batch"
+        raise UnlearningError(f"{what}: {first_line(error)} Give {ONE_SIZE}") from error
+
+
+def _size(pixels: Tensor) -> str:
+    return f"{pixels.shape[-1]} x {pixels.shape[-2]}"

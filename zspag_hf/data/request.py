@@ -8,11 +8,10 @@ classes and the images. The nonce stays in ``_request.json`` beside the model, w
 the images can prove later what the request was; who holds the images alone cannot even test a guess.
 """
 
-from __future__ import annotations
-
 import datetime
 import difflib
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -20,14 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from numbers import Integral
+from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel, Dataset, Value
 from torch import Tensor
 
 from ..errors import UnlearningError
-from ..methods import METHODS
-from ..report.report import REPORT_NAME, UnlearningReport
+from ..parallel.processes import from_first
 from .labels import resolve_classes, rows_of_classes, shown
 
 LEDGER = "unlearning"  # attribute of the model's config
@@ -36,13 +34,8 @@ PRIVATE_NAME = "_request.json"
 
 @dataclass(frozen=True)
 class Request:
-    """Ids are the model's, sorted.
-
-    Attributes:
-        class_ids: the classes that this request forgets.
-        forgotten_ids: those and the classes of every earlier request: none is a target, none counts as retained.
-        history: the ledger's entries before this request.
-    """
+    """The classes that a request forgets, ``class_ids``, and with those of every earlier request, ``forgotten_ids``:
+    none is a target, none counts as retained. Ids are the model's, sorted; ``history`` is the ledger before it."""
 
     class_ids: list[int]
     forgotten_ids: list[int]
@@ -50,26 +43,35 @@ class Request:
 
 
 def resolve_request(
-    forget_classes: Sequence[str | int] | None, names: Sequence[str], config, method: str = "zspag"
+    forget_classes: Sequence[str | int] | None, names: Sequence[str], config, forgets: Sequence[str] = ("classes",)
 ) -> Request:
     """What a request asks of a model, by what the model has forgotten already.
 
+    Args:
+        names: the model's labels. config: its config, which holds the ledger.
+        forgets: what the method can forget: "classes", "images" (whose classes stay), or both.
+
     Raises:
-        UnlearningError: an unknown class, one that is gone already, or fewer than two classes that would stay; classes
-            for a method that forgets images, or none for one that forgets classes.
+        UnlearningError: an unknown class, one that is gone already, fewer than two classes that would stay, or what the
+            method cannot forget.
     """
     history = earlier_requests(config)
-    kinds = METHODS[method].forgets
-    if forget_classes and "classes" not in kinds:
+    if forget_classes and "classes" not in forgets:
         raise UnlearningError(
-            f"method={method!r} forgets images and keeps their classes, so it cannot forget {forget_classes}: leave"
-            " forget_classes unset, or give method='zspag'."
+            f"the method forgets images and keeps their classes, so it cannot forget {forget_classes}: leave"
+            " forget_classes unset, or give a method that forgets classes, such as method='zspag'."
         )
-    if not forget_classes and "images" in kinds:
-        return Request([], forgotten_ids(history), history)
+    earlier = forgotten_ids(history)
+    if not forget_classes and "images" in forgets:
+        return Request([], earlier, history)
     class_ids = resolve_classes(forget_classes, names)
-    check_new(class_ids, history, names)
-    gone = sorted({*class_ids, *forgotten_ids(history)})
+    for number, entry in enumerate(history, 1):
+        if again := sorted(set(forgotten_ids([entry])) & set(class_ids)):
+            raise UnlearningError(
+                f"the model has forgotten {shown([names[i] for i in again])} already, by request {number} of"
+                f" {entry.get('date', 'an unknown date')}: leave it out of forget_classes."
+            )
+    gone = sorted({*class_ids, *earlier})
     if len(names) - len(gone) < 2:
         raise UnlearningError(
             f"forgetting {forget_classes} would leave {len(names) - len(gone)} of {len(names)} classes, and a model"
@@ -91,28 +93,26 @@ def select_rows(
     """The rows of a data set that a request means: by index, by a column's values, or else all images of its classes.
 
     Args:
-        class_ids: the classes to forget, as the model's ids.
-        mapping: data set label id -> model label id, from :func:`zspag_hf.data.labels.reconcile_labels`.
+        class_ids: the classes to forget, as the model's ids; ``mapping`` from the data set's label ids to those.
         indices: rows of the data set, from 0.
         column, values: rows whose column holds one of the values, for example a person's name.
 
     Raises:
-        UnlearningError: both ways at once, an index outside the data set or given twice, an unknown column or value, or
-            no row.
+        UnlearningError: both ways at once, an index outside the data set or twice, an unknown column or value, no row.
     """
     if indices is not None and (column or values):
         raise UnlearningError(
             f"images were named both by forget_indices and by forget_column={column!r}: give one of the two."
         )
-    if bool(column) != bool(values):
-        raise UnlearningError(f"forget_column={column!r} and forget_values={values!r} belong together: give both.")
     for name, given in (("forget_indices", indices), ("forget_values", values)):
         if isinstance(given, (str, int, float)):
             raise UnlearningError(f"{name}={given!r} is no list: give {name}=[{given!r}].")
     if indices is not None:
-        return rows_by_index(len(dataset), indices)
-    if column:
-        return rows_by_value(dataset, column, values)
+        return _rows_by_index(len(dataset), indices)
+    if column and values:
+        return _rows_by_value(dataset, column, values)
+    if column or values:
+        raise UnlearningError(f"forget_column={column!r} and forget_values={values!r} belong together: give both.")
     if not class_ids:
         raise UnlearningError("no image to forget was named: give forget_indices, or forget_column with forget_values.")
     rows = rows_of_classes(dataset, label_column, mapping, class_ids)
@@ -124,61 +124,52 @@ def select_rows(
     return rows
 
 
-def rows_by_index(count: int, indices: Sequence[int]) -> list[int]:
+def _rows_by_index(count: int, indices: Sequence[int]) -> list[int]:
     if not len(indices):
         raise UnlearningError(
             "forget_indices=[] names no image: give at least one row, or leave it out for all images of the classes."
         )
-    outside = [i for i in indices if isinstance(i, bool) or not isinstance(i, Integral) or not 0 <= i < count]
-    if outside:
+    if strange := [i for i in indices if isinstance(i, bool) or not isinstance(i, Integral) or not 0 <= i < count]:
         raise UnlearningError(
-            f"there is no image {outside[0]!r}: the data set's rows run from 0 to {count - 1}. Mend forget_indices."
+            f"there is no image {strange[0]!r}: the data set's rows run from 0 to {count - 1}. Mend forget_indices."
         )
-    if len(set(indices)) < len(indices):
-        twice = next(i for i in indices if list(indices).count(i) > 1)
-        raise UnlearningError(f"image {twice} is named twice in forget_indices: name each image once.")
-    return sorted(indices)
+    rows = sorted(indices)
+    if twice := [row for row, following in itertools.pairwise(rows) if row == following]:
+        raise UnlearningError(f"image {twice[0]} is named twice in forget_indices: name each image once.")
+    return rows
 
 
-def rows_by_value(dataset: Dataset, column: str, values: Sequence[str | int]) -> list[int]:
+def _rows_by_value(dataset: Dataset, column: str, values: Sequence[str | int]) -> list[int]:
     if column not in dataset.column_names:
-        raise UnlearningError(
-            f"the data set has no column {column!r}; its columns are {dataset.column_names}. Give forget_column."
-        )
+        columns = dataset.column_names
+        raise UnlearningError(f"there is no column {column!r} among {columns}: give one of them as forget_column.")
     feature = dataset.features[column]
-    if not isinstance(feature, (ClassLabel, Value)):
-        raise UnlearningError(
-            f"the column {column!r} holds {type(feature).__name__}: give as forget_column one of text or numbers."
-        )
-    found = dataset[column][:]
     if isinstance(feature, ClassLabel):  # None or -1 stands for an image without a label
-        held = ["" if item is None or item < 0 else feature.int2str(item) for item in found]
+        texts = ["" if item is None or item < 0 else feature.int2str(item) for item in dataset[column][:]]
+    elif isinstance(feature, Value):
+        texts = [str(item) for item in dataset[column][:]]
     else:
-        held = [str(item) for item in found]
-    wanted, there = {str(value) for value in values}, set(held)
-    for value in sorted(wanted - there):
-        near = difflib.get_close_matches(value, there, n=1, cutoff=0.0)
+        held = type(feature).__name__
+        raise UnlearningError(f"the column {column!r} holds {held}: give as forget_column one of text or numbers.")
+    wanted = {str(value) for value in values}
+    for value in sorted(wanted.difference(texts)):
+        near = difflib.get_close_matches(value, set(texts), n=1, cutoff=0.0)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnlearningError(f"no row of the column {column!r} holds {value!r}.{hint} Give a value that stands in it.")
-    return [row for row, item in enumerate(held) if item in wanted]
+    return [row for row, text in enumerate(texts) if text in wanted]
 
 
 def earlier_requests(config) -> list[dict]:
-    """The ledger of a model, oldest request first; empty for a model that never forgot anything.
-
-    Raises:
-        UnlearningError: entries that are not this library's, or classes that the model no longer has.
-    """
+    """The ledger of a model, oldest request first; empty for a model that never forgot anything. Refuses entries that
+    are not this library's, or of classes that the model no longer has."""
     ledger = getattr(config, LEDGER, None) or []
     try:
-        for entry in ledger:
-            for known in entry["classes"]:
-                if config.id2label[known["id"]] != known["label"]:
-                    raise UnlearningError(
-                        f"the model's ledger says that class {known['id']}, {known['label']!r}, was forgotten, but that"
-                        f" class is called {config.id2label[known['id']]!r}: restore id2label, or mend"
-                        f" {LEDGER!r} in config.json."
-                    )
+        for known in (known for entry in ledger for known in entry["classes"]):
+            if config.id2label[known["id"]] != known["label"]:
+                raise UnlearningError(
+                    f"the model's ledger says that class {known['id']}, {known['label']!r}, was forgotten, but that"
+                    f" class is called {config.id2label[known['id']]!r}: mend id2label or {LEDGER!r} in config.json."
+                )
     except (KeyError, TypeError) as error:
         raise UnlearningError(
             f"{LEDGER!r} in the model's config.json is no ledger of requests ({type(error).__name__}: {error}): restore"
@@ -192,36 +183,16 @@ def forgotten_ids(history: Sequence[dict]) -> list[int]:
     return sorted({known["id"] for entry in history for known in entry["classes"]})
 
 
-def check_new(ids: Sequence[int], history: Sequence[dict], names: Sequence[str]) -> None:
-    """Refuse a class that the model has forgotten already.
-
-    Raises:
-        UnlearningError: it names the class and the request.
-    """
-    for number, entry in enumerate(history, 1):
-        gone = {known["id"] for known in entry["classes"]} & set(ids)
-        if gone:
-            raise UnlearningError(
-                f"the model has forgotten {shown([names[i] for i in sorted(gone)])} already, by request {number} of"
-                f" {entry.get('date', 'an unknown date')}: leave it out of forget_classes."
-            )
-
-
 def new_entry(
-    classes: list[dict], images: Tensor, nonce: str, *, base_model: str, base_revision: str | None, args
+    classes: list[dict], images: Tensor, nonce: str, method: str, seed: int, base_model: str, base_revision: str | None
 ) -> dict:
-    """The ledger's entry of one request.
-
-    Args:
-        classes: id and label of each class; empty where only images are forgotten.
-        images: ``(N, channels, H, W)`` uint8, the images of the request.
-        nonce: from :func:`draw_nonce`.
-    """
+    """The ledger's entry of one request: for ``classes`` (id and label of each, none where only images are forgotten)
+    and ``images``, uint8 ``(N, channels, H, W)``, with the nonce of :func:`draw_nonce`."""
     return {
         "classes": classes,
         "images": len(images),
-        "method": args.method,
-        "seed": args.seed,
+        "method": method,
+        "seed": seed,
         "base_model": base_model,
         "base_revision": base_revision,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -238,7 +209,7 @@ def described(entry: dict) -> str:
 
 def draw_nonce() -> str:
     """32 random bytes in hexadecimal, the same in every process: not from the run's seed, which is published."""
-    return broadcast_object_list([secrets.token_hex(32)])[0]
+    return from_first(secrets.token_hex(32))
 
 
 def commitment(nonce: str, classes: list[dict], images: Tensor) -> str:
@@ -248,54 +219,28 @@ def commitment(nonce: str, classes: list[dict], images: Tensor) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_nonce(folder: str, nonce: str, found: str) -> None:
-    """Keep the nonce beside the model, with those of earlier runs in the folder, readable by its owner alone."""
+def write_nonce(folder: str, nonce: str, sealed: str) -> None:
+    """Keep the nonce of a commitment, ``sealed``, beside the model, with those of earlier runs in the folder, readable
+    by its owner alone."""
     path = os.path.join(folder, PRIVATE_NAME)
     with open(os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump(nonces(folder) | {found: nonce}, file, indent=1)
+        json.dump(_nonces(folder) | {sealed: nonce}, file, indent=1)
     os.replace(path + ".part", path)
 
 
-def nonces(folder: str) -> dict[str, str]:
+def _nonces(folder: str) -> dict[str, str]:
     """commitment -> nonce of every run that was saved in a folder."""
-    path = os.path.join(folder, PRIVATE_NAME)
-    if not os.path.isfile(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    path = Path(folder, PRIVATE_NAME)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def proves(folder: str, entry: dict, images: Tensor) -> bool:
-    """Whether these images are those that an entry commits to, by the nonce in ``folder``.
-
-    Args:
-        entry: of the ledger or of the report. images: ``(N, channels, H, W)`` uint8, in any order.
-
-    Raises:
-        UnlearningError: the folder does not hold the nonce of this entry.
-    """
-    nonce = nonces(folder).get(entry["commitment"])
+    """Whether these images, uint8 ``(N, channels, H, W)`` in any order, are those that an entry of ledger or report
+    commits to, by the nonce in ``folder``; refuses a folder that holds none of this entry."""
+    nonce = _nonces(folder).get(entry["commitment"])
     if nonce is None:
         raise UnlearningError(
             f"{folder!r} holds no {PRIVATE_NAME} with the nonce of this request, which no push uploads: give the"
             " output_dir of the run itself."
         )
     return commitment(nonce, entry["classes"], images) == entry["commitment"]
-
-
-def check_same_images(folder: str, images: Tensor) -> None:
-    """Refuse a folder that holds the result of a request for other images: where no class is named, nothing else tells
-    two requests apart.
-
-    Args:
-        images: ``(N, channels, H, W)`` uint8.
-
-    Raises:
-        UnlearningError: other images, or no nonce to tell by.
-    """
-    if os.path.isfile(os.path.join(folder, REPORT_NAME)):
-        earlier = UnlearningReport.load(folder).request
-        if earlier is None or not proves(folder, earlier, images):
-            raise UnlearningError(
-                f"output_dir {folder!r} holds the result of a request for other images: give an empty or a new folder."
-            )

@@ -1,29 +1,26 @@
 """How far a model has forgotten: one call for models of any origin, beside original, masked and retrained ones."""
 
-from __future__ import annotations
-
-import os
 import time
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.images import labelled_dataset, read_forget_set
 from ..data.labels import check_dataset, class_names, model_labels, reconcile_labels
 from ..data.request import resolve_request
 from ..errors import check_choice
-from ..hub.models import HubOptions, resolve_model, source_of
+from ..hub.models import resolve_model, source_of
+from ..hub.repository import HubOptions
 from ..parallel.memory import peak_memory_mb
-from ..pipeline.classifier import PixelClassifier
 from ..report.report import UnlearningReport, versions
-from .comparison import LEVELS, Comparison, load_other, load_others
+from .comparison import LEVELS, Comparison, Model, load_other, load_others
 from .table import PixelDataset, Table
 
 __all__ = ["LEVELS", "Comparison", "PixelDataset", "Table", "evaluate_unlearning"]
-
-Model = str | os.PathLike | PreTrainedModel
 
 
 def evaluate_unlearning(
@@ -37,7 +34,7 @@ def evaluate_unlearning(
     retrained: Model | list[Model] | None = None,
     beside: dict[str, Model] | None = None,
     level: str = "quick",
-    processing_class=None,
+    processing_class: BaseImageProcessor | None = None,
     label_offset: int | None = None,
     label_mapping: dict | None = None,
     image_column_name: str = "image",
@@ -60,8 +57,8 @@ def evaluate_unlearning(
         processing_class: an image processor, for models given as objects or in place of the original's own.
         label_offset, label_mapping: as in :func:`zspag_hf.data.labels.reconcile_labels`, where label names differ.
         image_column_name, label_column_name: columns of all data sets.
-        hub: how models are read from the Hub; a revision in it is the original's.
         seed: draws the images that subsets hold, and the batches of relearning.
+        hub: how models are read from the Hub; a revision in it is the original's.
 
     Returns:
         The report; ``.table()`` prints it, ``.save(folder)`` writes JSON, a page and pictures.
@@ -69,36 +66,30 @@ def evaluate_unlearning(
     Raises:
         UnlearningError: bad input, named with the mend, before anything is computed.
     """
-    start = time.perf_counter()
-    accelerator = Accelerator()
+    start, accelerator, hub = time.perf_counter(), Accelerator(), hub or HubOptions()
     check_dataset(forget_dataset, "forget_dataset")
     check_dataset(test_dataset, "test_dataset")
     check_choice("level", level, LEVELS)
-    hub = hub or HubOptions()
     first, processor = resolve_model(original, processing_class, hub)
-    names = model_labels(first.config)
+    names, others = model_labels(first.config), replace(hub, revision=None)
     request = resolve_request(forget_classes, names, first.config)
-    forget_ids = request.forgotten_ids
-
-    def classifier(model: Model) -> PixelClassifier:
-        return load_other(model, names, processor, accelerator.device, replace(hub, revision=None))
-
-    columns = {"image_column": image_column_name, "label_column": label_column_name}
-    labels = {"offset": label_offset, "mapping": label_mapping}
+    columns: dict[str, Any] = {"image_column": image_column_name, "label_column": label_column_name}
+    labels: dict[str, Any] = {"offset": label_offset, "mapping": label_mapping}
     mapping = reconcile_labels(class_names(forget_dataset, label_column_name), names, **labels)
     forget = read_forget_set(forget_dataset, processor, request.class_ids, mapping, len(names), **columns)
     test = labelled_dataset(test_dataset, processor, names, **columns, **labels)
     kept = None if retain is None else labelled_dataset(retain, processor, names, **columns, **labels)
+    load = partial(load_other, names=names, processor=processor, device=accelerator.device, hub=others)
     comparison = Comparison(
-        classifier(first),
-        classifier(unlearned),
-        forget_ids,
+        load(first),
+        load(unlearned),
+        request.forgotten_ids,
         names,
         PixelDataset(forget.pixels, forget.labels),
         test,
         accelerator,
         retain=kept,
-        **load_others(retrained, beside, classifier),
+        **load_others(retrained, beside, load),
         level=level,
         seed=seed,
         quiet=disable_progress or not accelerator.is_main_process,
@@ -109,7 +100,7 @@ def evaluate_unlearning(
         base_model=base_model,
         base_revision=base_revision,
         history=request.history,
-        forget_classes=[{"id": i, "label": names[i]} for i in forget_ids],
+        forget_classes=[{"id": i, "label": names[i]} for i in request.forgotten_ids],
         forget_images=len(forget),
         seed=seed,
         versions=versions(),

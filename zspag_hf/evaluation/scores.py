@@ -1,9 +1,8 @@
 """Table -> every score of every model, or None with the reason."""
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -13,11 +12,14 @@ from ..metrics import METRICS, NEEDS, compute
 from ..metrics.rows import FORGET, RETAIN, SPLITS, TEST_FORGOTTEN, TEST_RETAINED, margin, true_log_probs
 from .table import Table
 
-GAP_SCORES = ("ua", "ra", "ta", "mia_confidence")
-TOW_SCORES = ("ua", "ra", "ta")
+Row = dict[str, Any]  # score -> value, and per_class -> accuracies
+
+TESTS = (TEST_FORGOTTEN, TEST_RETAINED)
+GAPS = {"avg_gap": ("ua", "ra", "ta", "mia_confidence"), "tow": ("ua", "ra", "ta")}  # score -> those that it is over
+ALONE = "distances between retrained models need two of them"
 
 
-def table_scores(table: Table, name: str, references: Sequence[str], original: str = "original") -> dict:
+def table_scores(table: Table, name: str, references: Sequence[str], original: str = "original") -> Row:
     """The scores of one model that need nothing but the table.
 
     Args:
@@ -26,51 +28,54 @@ def table_scores(table: Table, name: str, references: Sequence[str], original: s
     """
     labels = table.references
 
-    def columns(*splits: str, **more: np.ndarray) -> dict:
+    def columns(*splits: str, **more: np.ndarray) -> dict[str, np.ndarray]:
         """The table's rows of some splits: ``evaluate`` copies whatever it is given."""
-        rows = table.rows(*splits)
-        logits = table.logits[name][rows]
-        found = {"predictions": logits, "references": labels[rows], "splits": table.splits[rows]}
-        return found | {key: column[rows] for key, column in more.items()}
+        held = {"predictions": table.logits[name], "references": labels, "splits": table.splits} | more
+        return {key: column[table.rows(*splits)] for key, column in held.items()}
 
-    tests = (TEST_FORGOTTEN, TEST_RETAINED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # an attack that did not converge is still an attack
         scores = compute("unlearning_accuracy", **columns(*SPLITS))
         scores |= compute("membership_svm", **columns(FORGET, RETAIN, TEST_RETAINED))
         scores |= compute("membership_loss", **columns(FORGET, TEST_FORGOTTEN))
         if name in table.features:
-            rows = table.rows(*tests)
+            rows = table.rows(*TESTS)
             scores |= compute("linear_probe", features=table.features[name][rows], splits=table.splits[rows])
         if references:
             retrained = [table.logits[reference] for reference in references]
             for metric in ("divergence", "mia_nn"):
-                scores |= averaged([compute(metric, **columns(*tests, retrained=logits)) for logits in retrained])
+                scores |= averaged([compute(metric, **columns(*TESTS, retrained=logits)) for logits in retrained])
             log_probs = np.stack([true_log_probs(logits, labels) for logits in retrained], 1)
-            scores |= compute("rmia", **columns(FORGET, *tests, reference_log_probs=log_probs))
+            scores |= compute("rmia", **columns(FORGET, *TESTS, reference_log_probs=log_probs))
             margins = np.stack([margin(logits, labels) for logits in retrained], 1)
             own = margin(table.logits[original], labels)[:, None]
             scores |= compute("u_lira", **columns(FORGET, in_margins=own, out_margins=margins))
     return scores
 
 
-def averaged(records: list[dict]) -> dict:
-    """Mean of each value over records; None where one is None."""
-    columns = {key: [record[key] for record in records] for key in records[0]}
-    return {key: None if None in values else float(np.mean(values)) for key, values in columns.items()}
+def averaged(records: Sequence[Row]) -> Row:
+    """Mean of each value over records, also within per_class; None where one is None."""
+    mean: Row = {}
+    for key in records[0]:
+        values = [record[key] for record in records]
+        nested = isinstance(values[0], dict)
+        mean[key] = averaged(values) if nested else None if None in values else float(np.mean(values))
+    return mean
 
 
-def gap_scores(scores: dict, retrained: dict) -> dict:
+def gap_scores(scores: Row, retrained: Row) -> Row:
     """avg_gap and tow of one model, from its scores and the retrained model's."""
-    found = {}
-    for key, names in (("avg_gap", GAP_SCORES), ("tow", TOW_SCORES)):
+    gaps = {}
+    for key, names in GAPS.items():
         mine, theirs = ([row.get(name) for name in names] for row in (scores, retrained))
         if None not in mine + theirs:
-            found[key] = compute("gap_to_retrained", predictions=mine, references=theirs)[key]
-    return found
+            gaps[key] = compute("gap_to_retrained", predictions=mine, references=theirs)[key]
+    return gaps
 
 
-def with_reasons(rows: dict[str, dict], given: set[str], retrained: int) -> tuple[dict[str, str], dict[str, str]]:
+def with_reasons(
+    rows: Mapping[str, Row], given: Collection[str], retrained: int
+) -> tuple[dict[str, str], dict[str, str]]:
     """Fill every score that METRICS lists, None where it was not computed.
 
     Args:
@@ -80,19 +85,15 @@ def with_reasons(rows: dict[str, dict], given: set[str], retrained: int) -> tupl
         score -> why no model has it; model -> why it lacks scores that others have.
     """
     reasons = {}
-    for score, line in METRICS.items():
-        for row in rows.values():
-            row.setdefault(score, None)
-        missing = [NEEDS[need] for need in line.needs if need not in given]
-        if all(row[score] is None for row in rows.values()):
+    for score, known in METRICS.items():
+        if all([row.setdefault(score) is None for row in rows.values()]):  # a list: every row is to have the score
+            missing = [NEEDS[need] for need in known.needs if need not in given]
             reasons[score] = "; ".join(missing) or "not defined on so few images, or for this model: see its definition"
-    of_rows = {}
-    if retrained == 1:
-        of_rows["retrained"] = "distances between retrained models need two of them"
+    of_rows = {"retrained": ALONE} if retrained == 1 else {}
     for name, row in rows.items():
         lacking = [score for score in METRICS if row[score] is None and score not in reasons]
-        if lacking and name not in of_rows:
-            of_rows[name] = f"not defined for it: {', '.join(lacking)}"
+        if lacking:
+            of_rows.setdefault(name, f"not defined for it: {', '.join(lacking)}")
     return reasons, of_rows
 
 

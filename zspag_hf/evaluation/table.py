@@ -1,12 +1,12 @@
 """Models and images -> one table of logits and features, gathered once; the metrics see nothing else."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -17,27 +17,21 @@ from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from ..pipeline.classifier import PixelClassifier
 from ..pipeline.layers import as_layer
 
-TEST = "test"  # a part whose rows are told apart by their label
+IMAGES_AT_ONCE = 128
+TEST = "test"  # a part whose rows are told from each other by their label
 
 
 @dataclass(frozen=True)
 class Table:
-    """A row an image.
+    """A row an image."""
 
-    Attributes:
-        references: ``(N,)`` label ids.
-        splits: ``(N,)`` names out of ``zspag_hf.metrics.rows.SPLITS``.
-        logits: model name -> ``(N, C)`` float32.
-        features: model name -> ``(N, D)`` float32, the input of the classification head; models without one are not in.
-    """
-
-    references: np.ndarray
-    splits: np.ndarray
-    logits: dict[str, np.ndarray]
-    features: dict[str, np.ndarray]
+    references: np.ndarray  # (N,) label ids
+    splits: np.ndarray  # (N,) names out of zspag_hf.metrics.rows.SPLITS
+    logits: dict[str, np.ndarray]  # model name -> (N, C) float32
+    features: dict[str, np.ndarray]  # model name -> (N, D) float32, the input of its head, where it has one
 
     def rows(self, *splits: str) -> np.ndarray:
-        """Indices of the rows of some splits."""
+        """Indices of the rows of some splits, ``(n,)``."""
         return np.flatnonzero(np.isin(self.splits, splits))
 
 
@@ -55,13 +49,11 @@ class PixelDataset(Dataset):
 
 
 def gather_table(
-    models: dict[str, PixelClassifier],
-    parts: dict[str, Dataset],
+    models: Mapping[str, PixelClassifier],
+    parts: Mapping[str, Dataset],
     forget_ids: Sequence[int],
-    accelerator,
-    heads: dict[str, str | None],
-    *,
-    batch_size: int = 128,
+    accelerator: Accelerator,
+    heads: Mapping[str, str | None],
     disable_progress: bool = True,
 ) -> Table:
     """Run every model once over every image; several processes share the images, and all get the whole table.
@@ -76,24 +68,22 @@ def gather_table(
     columns: dict[str, list[np.ndarray]] = {}
     splits: list[str] = []
     for split, dataset in parts.items():
-        if not len(dataset):
-            continue
-        loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size=batch_size))
+        loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size=IMAGES_AT_ONCE))
         for batch in tqdm(loader, desc=f"Report, {split}", disable=disable_progress):
-            found = {"labels": batch["labels"]}
+            held = {"labels": batch["labels"]}
             for name, model in models.items():
                 head = heads[name]
-                if head is None:
-                    found[f"logits/{name}"] = model.predict(batch["pixels"])
-                    continue
-                with head_inputs(as_layer(head, model.model.get_submodule(head))) as features:
-                    found[f"logits/{name}"] = model.predict(batch["pixels"])
-                found[f"features/{name}"] = torch.cat(features)
-            found = {key: value.to(accelerator.device).contiguous() for key, value in found.items()}
-            gathered = accelerator.gather_for_metrics(found)
-            for key, value in gathered.items():
+                ear = head_inputs(as_layer(head, model.model.get_submodule(head))) if head else contextlib.nullcontext()
+                with ear as features:
+                    held[f"logits/{name}"] = model.predict(batch["pixels"])
+                if features is not None:
+                    held[f"features/{name}"] = torch.cat(features)
+            held = {key: value.to(accelerator.device).contiguous() for key, value in held.items()}
+            for key, value in accelerator.gather_for_metrics(held).items():
                 columns.setdefault(key, []).append(value.cpu().numpy())
-            splits += [split_of(split, int(label), forget_ids) for label in gathered["labels"]]
+            labels = columns["labels"][-1].tolist()
+            tests = (TEST_FORGOTTEN if label in forget_ids else TEST_RETAINED for label in labels)
+            splits += tests if split == TEST else [split] * len(labels)
     joined = {key: np.concatenate(values) for key, values in columns.items()}
     for name in models:
         if not np.isfinite(joined[f"logits/{name}"]).all():
@@ -107,9 +97,3 @@ def gather_table(
         {name: joined[f"logits/{name}"] for name in models},
         {name: joined[f"features/{name}"] for name, head in heads.items() if head is not None},
     )
-
-
-def split_of(part: str, label: int, forget_ids: Sequence[int]) -> str:
-    if part != TEST:
-        return part
-    return TEST_FORGOTTEN if label in forget_ids else TEST_RETAINED

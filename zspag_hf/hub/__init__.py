@@ -1,1 +1,1 @@
-"""Ids and folders in, models and data sets out."""
+"""Ids and folders in, models and data sets out. What is refused raises UnlearningError."""

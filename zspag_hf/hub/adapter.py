@@ -7,10 +7,6 @@ AlexNet and VGG, a torchvision or a timm network.
     again = ModuleClassifier.from_pretrained(folder, module=network_of_the_same_shape)
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViTImageProcessorPil
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -22,8 +18,7 @@ class ModuleConfig(PreTrainedConfig):
     """What a plain module does not say of itself.
 
     Args:
-        id2label: class id -> name, one for each output.
-        image_size: side of the square images that it reads, in pixels.
+        id2label: class id -> name, one for each output. image_size: side of its square images, in pixels.
         image_mean, image_std: normalisation of its input in [0, 1], one number a channel; a single one for grey-scale.
     """
 
@@ -42,7 +37,6 @@ class ModuleClassifier(PreTrainedModel):
     code: ``from_pretrained`` needs a fresh module of the same shape, whose weights it replaces.
 
     Args:
-        config: labels, image size and normalisation.
         module: pixel_values ``(N, channels, H, W)``, normalised -> logits ``(N, C)``. Its weights stay as they are. In
             inputs of its layers images come first, as in any convolutional network; a transformer needs
             ``batch_first=True``, or its layers are left alone.
@@ -56,26 +50,25 @@ class ModuleClassifier(PreTrainedModel):
 
     def __init__(self, config: ModuleConfig, module: nn.Module | None = None):
         super().__init__(config)
-        check_module(module)
-        self.module = module
-        self._tied_weights_keys = tied_names(self)
+        self.module = _checked(module)
+        first = {id(parameter): name for name, parameter in self.named_parameters()}
+        every = self.named_parameters(remove_duplicate=False)
+        # parameter under a second name -> its first name, for save_pretrained
+        self._tied_weights_keys = {name: first[id(p)] for name, p in every if first[id(p)] != name}
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, module: nn.Module | None = None, **options):
-        """As ``PreTrainedModel.from_pretrained``, into ``module``.
-
-        Args:
-            pretrained_model_name_or_path: Hub id or folder of a :class:`ModuleClassifier`.
-            module: a network of the same shape; its weights are replaced.
+        """As ``PreTrainedModel.from_pretrained``, into ``module``, a network of the same shape.
 
         Raises:
             UnlearningError: no module, or one whose weights are not those of the folder.
         """
-        check_module(module)
-        constant = {name: value.clone() for name, value in constant_buffers(module)}
+        network = _checked(module)
+        saved = network.state_dict()
+        constant = {name: value.clone() for name, value in network.named_buffers() if name not in saved}
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to name them below
-        model, missed = super().from_pretrained(pretrained_model_name_or_path, *args, module=module, **options)
+        model, missed = super().from_pretrained(pretrained_model_name_or_path, *args, module=network, **options)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if missed[kind]:
                 names = sorted(key if isinstance(key, str) else key[0] for key in missed[kind])
@@ -85,19 +78,20 @@ class ModuleClassifier(PreTrainedModel):
                 )
         for name, value in constant.items():  # left undefined by transformers, as no file holds them
             owner, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, value)
+            setattr(network.get_submodule(owner), leaf, value)
         return model
 
     def _init_weights(self, module: nn.Module) -> None:
         """The module comes with its weights."""
 
     def forward(self, pixel_values: Tensor, **_) -> ImageClassifierOutput:
+        """pixel_values ``(N, channels, H, W)``, normalised -> an output with logits ``(N, C)``."""
         logits = self.module(pixel_values)
         expected = (len(pixel_values), self.config.num_labels)
         if not isinstance(logits, Tensor) or logits.shape != expected:
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UnlearningError(
-                f"the module returns {found} and not logits of the shape {expected}: give id2label a name for each"
+                f"the module returns {given} and not logits of the shape {expected}: give id2label a name for each"
                 " output, or wrap a module that returns the logits alone."
             )
         return ImageClassifierOutput(logits=logits)
@@ -108,25 +102,10 @@ class ModuleClassifier(PreTrainedModel):
         return ViTImageProcessorPil(size={"height": side, "width": side}, image_mean=list(mean), image_std=list(std))
 
 
-def check_module(module) -> None:
+def _checked(module: nn.Module | None) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise UnlearningError(
             f"the module is of the type {type(module).__name__}, no torch.nn.Module: build the network in Python and"
             " pass it; a folder holds its weights alone."
         )
-
-
-def constant_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Buffers that are not saved."""
-    saved = module.state_dict()
-    return ((name, value) for name, value in module.named_buffers() if name not in saved)
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Parameters that are another one under a second name -> the first name, as ``save_pretrained`` must know them."""
-    first: dict[int, str] = {}
-    tied = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if first.setdefault(id(parameter), name) != name:
-            tied[name] = first[id(parameter)]
-    return tied
+    return module

@@ -1,9 +1,5 @@
-"""Which model types cannot be unlearned here, why, and what to do instead.
-
-Every other type that ``AutoModelForImageClassification`` maps is supported; tests/cases.py has a tiny model of each.
-"""
-
-from __future__ import annotations
+"""Which model types of ``AutoModelForImageClassification`` cannot be unlearned here, why, and what to do instead. Every
+other one can; tests/cases.py has a tiny model of each."""
 
 from ..errors import UnlearningError
 
@@ -37,11 +33,7 @@ OTHER_PROBLEMS = ("regression", "multi_label_classification")
 
 
 def check_architecture(model_type: str | None, problem_type: str | None = None) -> None:
-    """Refuse a model that cannot be unlearned, from what its config says.
-
-    Raises:
-        UnlearningError: a type in ``REFUSED``, or outputs that are no distribution over classes.
-    """
+    """Refuse a type in ``REFUSED``, and outputs that are no distribution over classes, from what a config says."""
     if model_type in REFUSED:
         why, mend = REFUSED[model_type]
         raise UnlearningError(f"a model of the type {model_type!r} cannot be unlearned: {why}. {mend}")

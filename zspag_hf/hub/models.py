@@ -1,7 +1,5 @@
 """model id -> model and image processor, from the Hub or from a folder."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re
@@ -13,68 +11,60 @@ import yaml
 from huggingface_hub import metadata_load
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, WEIGHTS_NAME
 
 from ..errors import UnlearningError, first_line
 from .architectures import check_architecture
-from .checkpoint import CARD_NAME, DOING, MERGE, SMALL_FILES, check_config, refusal, weight_files
+from .checkpoint import MERGE, PICKLE_INDEX, SAFE_INDEX, check_config, weight_files
 from .errors import reason
-from .repository import DEFAULT, Files, HubOptions, fetch, find
+from .repository import DEFAULT, Files, HubOptions, fetch, find, refusal
 
+Loaded = tuple[PreTrainedModel, BaseImageProcessor]
+CARD_NAME = "README.md"
+SMALL_FILES = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, CARD_NAME, SAFE_INDEX, PICKLE_INDEX]
 INHERITED = ("license", "license_name", "license_link", "language")
-# What from_pretrained raises on files that are damaged or do not fit together.
 BUILTIN = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
-CONTENT_ERRORS = (*BUILTIN, EOFError, StrictDataclassError, SafetensorError, pickle.UnpicklingError)
+CONTENT_ERRORS = (*BUILTIN, EOFError, StrictDataclassError, SafetensorError, pickle.UnpicklingError)  # of damaged files
 
 
-def load_classifier(model: str | os.PathLike, *, processor=None, hub: HubOptions = DEFAULT):
-    """Load a classifier and its image processor by Hub id or local folder.
+def load_classifier(
+    model: str | os.PathLike, *, processor: BaseImageProcessor | None = None, hub: HubOptions = DEFAULT
+) -> Loaded:
+    """Load a classifier, in float32, and its image processor, unless one is given, by Hub id (``"user/name"``) or path.
 
     All that config and list of files tell is checked before the weights are fetched. Only the commit that was resolved
     first is read, and only safetensors unless asked otherwise: no pull request, and no conversion service is asked.
-
-    Args:
-        model: Hub id (``"user/name"``) or a folder written by ``save_pretrained``.
-        processor: an image processor to use in place of the repository's own.
-
-    Returns:
-        ``(model, processor)``; weights in float32. :func:`source_of` tells the commit that was loaded.
 
     Raises:
         UnlearningError: no such model, no permission, no network and nothing cached, an adapter, code of its own, no
             safetensors weights, damaged files, weights missing (a backbone without a head) or of another shape than the
             config asks for, or no image processor.
     """
-    found = find_model(model, hub, DOING)
-    check_config(found, hub)
-    weights, pickled = weight_files(found, hub)
+    files = _find_model(model, hub, "load an image classifier from")
+    check_config(files)
+    weights, pickled = weight_files(files)
     if processor is None:
-        processor = processor_of(found, hub)
-    fetch(found, hub, weights, DOING)
-    loaded = read_model(found, hub, pickled)
-    if found.commit is not None:
-        loaded.name_or_path = loaded.config.name_or_path = found.name
-        loaded.config._commit_hash = found.commit  # transformers leaves it out of what it saves
+        processor = _read_processor(files)
+    fetch(files, weights)
+    loaded = _read_model(files, pickled)
+    if files.commit is not None:
+        loaded.name_or_path = loaded.config.name_or_path = files.name
+        loaded.config._commit_hash = files.commit  # transformers leaves it out of what it saves
     return loaded, processor
 
 
-def load_processor(model: str | os.PathLike, hub: HubOptions = DEFAULT):
-    """The image processor saved beside a model.
-
-    Raises:
-        UnlearningError: no such repository or folder, or it holds no image processor.
-    """
-    return processor_of(find_model(model, hub, "load an image processor from"), hub)
+def load_processor(model: str | os.PathLike, hub: HubOptions = DEFAULT) -> BaseImageProcessor:
+    """The image processor saved beside a model; refuses a place that holds none."""
+    return _read_processor(_find_model(model, hub, "load an image processor from"))
 
 
-def resolve_model(model, processing_class, hub: HubOptions = DEFAULT):
-    """A loaded model with its image processor, from an id, a folder or a model.
-
-    Raises:
-        UnlearningError: neither loads, or the model carries an adapter.
-    """
+def resolve_model(
+    model: str | os.PathLike | PreTrainedModel, processing_class: BaseImageProcessor | None, hub: HubOptions = DEFAULT
+) -> Loaded:
+    """A loaded model with its image processor, from an id, a folder or a model. Refuses what does not load, and an
+    adapter: the constraint would not see the weights that are in effect."""
     if isinstance(model, (str, os.PathLike)):
         return load_classifier(model, processor=processing_class, hub=hub)
     if not isinstance(model, PreTrainedModel):
@@ -82,7 +72,10 @@ def resolve_model(model, processing_class, hub: HubOptions = DEFAULT):
             f"a model must be a Hub id, a folder or a transformers model, not a {type(model).__name__}: for a plain"
             " module see zspag_hf.hub.adapter."
         )
-    check_no_adapter(model)
+    for name, module in model.named_modules():
+        if any(base.__module__.split(".")[0] == "peft" for base in type(module).__mro__):
+            kind = type(module).__name__
+            raise UnlearningError(f"the model carries an adapter ({kind} at {name or 'its root'}). {MERGE}")
     check_architecture(model.config.model_type, model.config.problem_type)
     if processing_class is None:
         if not model.config._name_or_path:
@@ -111,56 +104,47 @@ def source_of(model: PreTrainedModel) -> tuple[str, str | None]:
 def inherited_card(name: str | os.PathLike, hub: HubOptions = DEFAULT) -> dict[str, str | list[str]]:
     """Licence and language that a model's card gives: license, license_name, license_link, language, those present.
 
-    A card that cannot be read costs a warning and no error: a model given as an object may bear a name that leads
-    nowhere. No card, or none with such entries, is an empty dict.
+    A card that cannot be read costs a warning and no error: a model given as an object may bear a name of nothing.
     """
     if not str(name):
         return {}
     try:
-        found = find(name, hub, [CARD_NAME], "read the card of")
-        if CARD_NAME not in found.listed:
-            return {}
-        metadata = metadata_load(found.path(CARD_NAME)) or {}
+        files = find(name, hub, [CARD_NAME], "read the card of")
+        metadata = metadata_load(Path(files.folder, CARD_NAME)) if CARD_NAME in files.listed else None
+        given = {key: value for key, value in (metadata or {}).items() if isinstance(value, (str, list))}
     except (UnlearningError, yaml.YAMLError, ValueError) as error:
         warnings.warn(f"no licence is taken over from the original: {first_line(error)}", stacklevel=2)
         return {}
-    return {key: metadata[key] for key in INHERITED if isinstance(metadata.get(key), (str, list))}
+    return {key: given[key] for key in INHERITED if key in given}
 
 
-def find_model(model: str | os.PathLike, hub: HubOptions, doing: str) -> Files:
-    return find(model, hub, SMALL_FILES + (["*.py"] if hub.trust_remote_code else []), doing)
+def _find_model(model: str | os.PathLike, hub: HubOptions, doing: str) -> Files:
+    return find(model, hub, SMALL_FILES + ["*.py"] * hub.trust_remote_code, doing)
 
 
-def processor_of(found: Files, hub: HubOptions):
+def _read_processor(files: Files) -> BaseImageProcessor:
     try:
-        return AutoImageProcessor.from_pretrained(
-            found.folder, trust_remote_code=hub.trust_remote_code, token=hub.token, cache_dir=hub.cache_dir
-        )
+        return AutoImageProcessor.from_pretrained(files.folder, **_for_auto(files.hub))
     except CONTENT_ERRORS as error:
-        named = found.listed & {IMAGE_PROCESSOR_NAME, PROCESSOR_NAME}
-        why = reason(error, found.name) or (first_line(error) if named else f"{IMAGE_PROCESSOR_NAME} is missing.")
+        named = files.listed & {IMAGE_PROCESSOR_NAME, PROCESSOR_NAME}
+        why = reason(error) or (first_line(error) if named else f"{IMAGE_PROCESSOR_NAME} is missing.")
         raise UnlearningError(
-            f"{found.name!r} holds no image processor: {why} Pass processing_class=, for example"
+            f"{files.name!r} holds no image processor: {why} Pass processing_class=, for example"
             " AutoImageProcessor.from_pretrained(the base model), or trust_remote_code=True if it brings its code."
         ) from error
 
 
-def read_model(found: Files, hub: HubOptions, pickled: bool) -> PreTrainedModel:
-    """The model, from files that are all in ``found.folder``.
-
-    Raises:
-        UnlearningError: damaged files, or files that do not belong together.
-    """
+def _read_model(files: Files, pickled: bool) -> PreTrainedModel:
+    """The model, from files that are all in ``files.folder``. Refused are files that are damaged or do not belong
+    together, and layers that would be drawn at random: they have nothing to forget."""
     try:
         loaded, missed = AutoModelForImageClassification.from_pretrained(
-            found.folder,
+            files.folder,
             use_safetensors=not pickled,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named and refused below
-            trust_remote_code=hub.trust_remote_code,
-            token=hub.token,
-            cache_dir=hub.cache_dir,
+            **_for_auto(files.hub),
         )
     except CONTENT_ERRORS as error:
         if isinstance(error, SafetensorError):
@@ -169,39 +153,21 @@ def read_model(found: Files, hub: HubOptions, pickled: bool) -> PreTrainedModel:
             why = f"its {WEIGHTS_NAME} is damaged, holds more than tensors, or does not fit its {CONFIG_NAME}."
         else:
             why = f"{type(error).__name__}: {first_line(error)} Give a model saved by save_pretrained."
-        raise refusal(found, reason(error, found.name) or why) from error
-    check_weights(found, missed)
-    return loaded
-
-
-def check_weights(found: Files, missed: dict) -> None:
-    """Refuse layers that would be drawn at random: they have nothing to forget.
-
-    Raises:
-        UnlearningError: weights missing, or of another shape than config.json asks for.
-    """
+        raise refusal(files, reason(error) or why) from error
     if missed["mismatched_keys"]:
         name, saved, built = min(missed["mismatched_keys"])
         raise refusal(
-            found,
+            files,
             f"{name!r} is saved as {tuple(saved)}, and {CONFIG_NAME} asks for {tuple(built)}; drawn at random it would"
             " have nothing to forget. Give id2label a name for each row of the head, or the config that belongs to it.",
         )
     if missed["missing_keys"]:
         raise UnlearningError(
-            f"{found.name!r} lacks weights of an image classifier, which would be drawn at random:"
+            f"{files.name!r} lacks weights of an image classifier, which would be drawn at random:"
             f" {sorted(missed['missing_keys'])[:3]}. Give a model that was fine-tuned for classification."
         )
+    return loaded
 
 
-def check_no_adapter(model: nn.Module) -> None:
-    """Refuse a model with adapter layers: the constraint would not see the weights that are in effect.
-
-    Raises:
-        UnlearningError: it is PEFT's, or holds its layers.
-    """
-    for name, module in model.named_modules():
-        if any(kind.__module__.split(".")[0] == "peft" for kind in type(module).__mro__):
-            raise UnlearningError(
-                f"the model carries an adapter ({type(module).__name__} at {name or 'its root'}). {MERGE}"
-            )
+def _for_auto(hub: HubOptions) -> dict:
+    return {"trust_remote_code": hub.trust_remote_code, "token": hub.token, "cache_dir": hub.cache_dir}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..config import option
 from ..errors import UnlearningError
 from ..parallel.processes import my_batches, summed
 from ..pipeline.attacks import PGDL2
 from ..pipeline.classifier import GRADIENT_BATCH, to_unit
-from .base import Method, Plan
+from .options import Confined, OptionalRetained, Trained
+from .plan import Plan
+from .run import Run
 
 FIRST_EPS, STEPS = 0.04, 50  # the paper's, in Euclidean norm on [0, 1] pixels
 DOUBLINGS = 10  # the published code may double for ever
@@ -21,9 +27,11 @@ class LeaveLabel(PGDL2):
     """PGD-L2 away from a label, whatever comes next."""
 
     def loss(self, logits, target, x, clean):
+        """Away from the label."""
         return -F.cross_entropy(logits, target, reduction="none")
 
     def arrived(self, answer, target):
+        """Any other answer."""
         return answer != target
 
 
@@ -61,7 +69,8 @@ def nearest_adversaries(
     return found[there], answers[there], radii
 
 
-class AMUN(Method):
+@dataclass(kw_only=True)
+class AMUN(Confined, OptionalRetained, Trained):
     """Fine-tuning on the forget images D_u with their own labels and on their nearest adversaries D_A with the labels
     that the model gives those; ``with_retain`` adds the retained images D_r. :class:`AMUNAdvOnly` leaves D_u out.
 
@@ -75,21 +84,20 @@ class AMUN(Method):
     of their bytes, which ``max_retain_samples`` bounds.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "AMUN ([arXiv 2503.00917](https://arxiv.org/abs/2503.00917)): fine-tuning on the forget images with their own"
         " labels, and on their nearest adversarial examples with the labels that the model gives those."
     )
-    forgets = ("images",)
-    takes_retain = True
-    own_labels = True  # whether D_u is trained on
+    forgets: ClassVar[tuple[str, ...]] = ("images",)
+    own_labels: ClassVar[bool] = True  # whether D_u is trained on
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        return {"learning_rate": 0.01, "num_train_epochs": 10, "optim_args": "momentum=0.9", "weight_decay": 5e-4}
+    optim_args: str | None = option("momentum=0.9", "Of the optimizer.")
+    weight_decay: float = option(5e-4, "Of the optimizer.", least=0)
 
-    def prepare(self, trainer) -> Plan:
-        forget, classifier = trainer.forget, trainer.classifier
-        gone = torch.tensor(trainer.forget_ids, dtype=torch.long)
+    def prepare(self, run: Run) -> Plan:
+        """The adversaries, and what is trained on beside them."""
+        forget, classifier = run.forget, run.classifier
+        gone = torch.tensor(run.forget_ids, dtype=torch.long)
         if self.own_labels and torch.isin(forget.labels, gone).any():
             raise UnlearningError(
                 f"{int(torch.isin(forget.labels, gone).sum())} forget images are of classes that an earlier request"
@@ -98,10 +106,10 @@ class AMUN(Method):
 
         def make():
             names = ("pixels", "labels", "radii")
-            made = nearest_adversaries(classifier, forget.pixels, forget.labels, disable_progress=trainer.quiet)
+            made = nearest_adversaries(classifier, forget.pixels, forget.labels, disable_progress=run.quiet)
             return dict(zip(names, made, strict=True)), {}
 
-        tensors, _ = trainer.finished("adversaries", "proxies", make)
+        tensors, _ = run.stage("adversaries", make, under="proxies")
         found, answers, radii = tensors["pixels"], tensors["labels"], tensors["radii"]
         kept = ~torch.isin(answers, gone)  # no share of a target for what earlier requests forgot
         found, answers = found[kept], answers[kept]
@@ -110,7 +118,7 @@ class AMUN(Method):
                 f"no forget image has an adversarial example within {FIRST_EPS * 2 ** (DOUBLINGS - 1):.3g}: the model"
                 " gives the same answer everywhere. Give a model whose answers depend on the image."
             )
-        plan = self.mix(trainer, found, answers)
+        plan = self.mix(run, found, answers)
         reached = radii[radii.isfinite()]
         plan.facts["proxies"] = {
             "count": len(found),
@@ -119,23 +127,24 @@ class AMUN(Method):
         }
         return plan
 
-    def mix(self, trainer, found: Tensor, answers: Tensor) -> Plan:
+    def mix(self, run: Run, found: Tensor, answers: Tensor) -> Plan:
         """D_u with its own labels, where it is trained on, D_A with the model's answers, and D_r, where it is given."""
         parts = [(found, answers)]
         if self.own_labels:
-            parts.insert(0, (trainer.forget.pixels, trainer.forget.labels))
-        if trainer.retain is not None:
-            parts.append((trainer.retain.pixels, trainer.retain.labels))
+            parts.insert(0, (run.forget.pixels, run.forget.labels))
+        if run.retained is not None:
+            parts.append((run.retained.pixels, run.retained.labels))
         pixels = torch.cat([to_unit(part, "cpu") for part, _ in parts])
         labels = torch.cat([part for _, part in parts])
-        return Plan(pixels, F.one_hot(labels, trainer.classifier.num_labels).float(), None)
+        return Plan(pixels, F.one_hot(labels, run.classifier.num_labels).float(), None)
 
 
+@dataclass(kw_only=True)
 class AMUNAdvOnly(AMUN):
     """AMUN without the forget images themselves: D_A alone, or D_r and D_A; "advonly" in the published code."""
 
-    description = (
+    description: ClassVar[str] = (
         "AMUN on adversaries only ([arXiv 2503.00917](https://arxiv.org/abs/2503.00917)): fine-tuning on the forget"
         " images' nearest adversarial examples with the labels that the model gives those."
     )
-    own_labels = False
+    own_labels: ClassVar[bool] = False

@@ -1,100 +1,124 @@
-"""What a method is: two hooks. Data, loop, report and saving are shared."""
+"""What a method is: a dataclass whose fields are its options, with two hooks. Data, loop, report and saving are shared.
+
+Writing one is docs/writing-a-method.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.training_args import OptimizerNames
 
-from ..parallel.batches import KeptProxies
+from ..config import RECIPE, UNSET, UnlearningConfig, check_fields, plain
+from ..errors import UnlearningError, transformers_errors
 from ..pipeline.classifier import exact_batch_norms, to_unit
-from ..pipeline.constraint import HardConstraint, SoftConstraint
+from .plan import Plan
+from .run import Run
 
 PAIRED = ("proxy_pixels", "proxy_targets")
+PLAIN_SGD = {"learning_rate": 0.0, "num_train_epochs": 1.0, "optim": "sgd", "optim_args": None, "weight_decay": 0.0}
 
 
-@dataclass
-class Plan:
-    """What ``prepare`` decides before the first step.
-
-    Attributes:
-        pixels: ``(N, channels, H, W)``, the images to train on, uint8 or float in [0, 1]; None where there is nothing
-            to train, and ``edit`` is all.
-        targets: ``(N, C)`` their target distributions.
-        trainable: names of the layers whose weights move, everything else is frozen; None: every parameter moves.
-        blocks: ``(N,)`` int, a number for each image, which comes to the loss as ``inputs["blocks"]``; images of one
-            number make batches of their own, and numbers come in order in each epoch. None: all are mixed.
-        retarget: epoch -> ``(N, C)``, targets that are drawn anew in each epoch, or None.
-        edit: changes the weights at once, before the first step, or None.
-        constraint: confines the steps, or None.
-        keepers: further objects with ``before_step`` and ``after_step``, called with the optimizer around every step;
-            without one around ``edit``.
-        proxies: images beside those to train on, one for each; or None.
-        train_mode: the model trains in train mode (batch norm follows the data, dropout is on) and not, as unlearning
-            does, in eval mode.
-        callbacks: for this run only.
-        facts: what goes into the report: "proxies", "layers", "choice", "curve".
-    """
-
-    pixels: Tensor | None
-    targets: Tensor | None
-    trainable: list[str] | None
-    blocks: Tensor | None = None
-    retarget: Callable[[int], Tensor] | None = None
-    edit: Callable[[], None] | None = None
-    constraint: HardConstraint | SoftConstraint | None = None
-    keepers: list = field(default_factory=list)
-    proxies: KeptProxies | None = None
-    train_mode: bool = False
-    callbacks: list = field(default_factory=list)
-    facts: dict = field(default_factory=dict)
-
-
+@dataclass(kw_only=True)
 class Method:
-    """Base of every method.
+    """Base of every method. A run works on its own copy, so ``prepare`` may keep things on ``self`` for the loss.
 
     Attributes:
         description: what it does, for the card of a model, whatever its options: Markdown, with a link to its paper.
         forgets: "classes", "images" (whose classes stay), or both: by whether ``forget_classes`` is given.
-        needs_retain: whether the method cannot work without retained data.
-        takes_retain: whether it has a form with retained data, which ``with_retain`` asks for. A method that neither
-            needs nor takes them, or is not asked to, never sees them.
-        trains: False for a method that changes weights at once.
-        own_loop: whether it trains in a loop of its own, with optimizers of its own, for ``max_steps``.
-        constrainable: whether ``constraint`` may confine it; not where weights begin anew.
-        takes_targets: whether ``pseudo_label``, ``prior`` and ``tilt`` may name what the forget images are trained on,
-            in place of the method's own.
+        needs_retain: whether the method cannot work without retained data. A method that neither needs them nor has an
+            option ``with_retain`` that is on never sees any.
+        trains: whether it takes steps, for ``max_steps`` to bound.
+        refusals: option of :class:`zspag_hf.UnlearningConfig` that it cannot honour -> what to do instead.
+
+    Raises:
+        UnlearningError: an option outside its choices or range.
     """
 
-    description: str
-    forgets: tuple[str, ...] = ("classes",)
-    needs_retain = False
-    takes_retain = False
-    constrainable = True
-    takes_targets = False
-    trains = True
-    own_loop = False
+    description: ClassVar[str]
+    forgets: ClassVar[tuple[str, ...]] = ("classes",)
+    needs_retain: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+    refusals: ClassVar[Mapping[str, str]] = {}
 
-    @classmethod
-    def settings(cls, num_labels: int) -> dict:
-        """Published options by the number of labels, for options that are not given; their source stands in the
-        method's docstring."""
-        return {"learning_rate": 0.01, "num_train_epochs": 10} if cls.trains else {}
+    def __post_init__(self):
+        check_fields(self)
 
-    @classmethod
-    def retained_settings(cls, num_labels: int) -> dict:
-        """The same for the form with retained data."""
-        return cls.settings(num_labels)
+    @property
+    def reads_retained(self) -> bool:
+        """Whether a run reads retained data: it needs them, or is asked to by ``with_retain``."""
+        return self.needs_retain
 
-    @staticmethod
-    def reads_proxies(constrained: bool, retained: bool, by_influence: bool) -> bool:
-        """Whether proxies are made: under a constraint, in the form with retained data, for targets by influence."""
-        return constrained or by_influence
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain values: ``type(method)(**method.to_dict()) == method``."""
+        return asdict(self)
 
-    def prepare(self, trainer) -> Plan:
+    def given(self) -> dict[str, Any]:
+        """The options that are not at their defaults."""
+        return {one.name: v for one in fields(self) if (v := getattr(self, one.name)) != one.default}
+
+    def published(self, num_labels: int) -> dict[str, Any]:
+        """Options that are left at None, by the number of labels; their source stands in the method's docstring."""
+        return {}
+
+    def described(self) -> list[str]:
+        """What the method does with these options, in sentences for the card."""
+        return [self.description]
+
+    def check(self, args: UnlearningConfig) -> None:
+        """Refuse options of a run that the method cannot honour.
+
+        Raises:
+            UnlearningError: it names the option and the mend.
+        """
+        mine = {one.name: one.default for one in fields(self)}
+        asked = {name: plain(getattr(args, name)) for name in (*RECIPE, "max_steps")}
+        for name, value in asked.items():
+            if value in (UNSET, None) or name in mine or (name == "max_steps" and self.trains):
+                continue
+            mend = self.refusals.get(name, "leave it out, or give a method that it means something to")
+            raise UnlearningError(f"{name}={value!r} means nothing to {type(self).__name__}: {mend}.")
+        for name in RECIPE:
+            both = asked[name] not in (UNSET, None) and getattr(self, name, None) not in (None, mine.get(name))
+            if both and asked[name] != getattr(self, name):
+                raise UnlearningError(
+                    f"{name} is {getattr(self, name)!r} in the method and {asked[name]!r} in the config: give one."
+                )
+
+    def check_model(self, run: Run) -> None:
+        """Refuse a model or images that the method cannot work on, before any expensive work.
+
+        Raises:
+            UnlearningError: it says why, and the mend.
+        """
+
+    def completed(self, args: UnlearningConfig, num_labels: int) -> tuple[Self, UnlearningConfig]:
+        """A run's own copies of method and options: the recipe that is given, or else the method's, in both."""
+        published = {n: v for n, v in self.published(num_labels).items() if getattr(self, n) is None}
+        own, args = replace(self, **published), copy.copy(args)
+        mine = {one.name for one in fields(self)}
+        if args.optim is not None and args.optim_args is None and "optim_args" in mine:
+            setattr(own, "optim_args", None)  # noqa: B010  of another optimizer; not every method has one
+        for name in RECIPE:
+            asked = getattr(args, name)
+            if asked not in (UNSET, None):
+                setattr(own, name, asked)
+            else:
+                value = getattr(own, name, None)
+                setattr(args, name, PLAIN_SGD[name] if value is None else value)
+        with transformers_errors():
+            args.optim = OptimizerNames(args.optim)
+        args.check_inherited()  # the method's optimizer as the config's own
+        return own, args
+
+    def prepare(self, run: Run) -> Plan:
+        """What to train on, and how; called once, before the first step."""
         raise NotImplementedError
 
     def parts(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -107,14 +131,15 @@ class Method:
             {name: inputs[name] for name in (*PAIRED, "weights")},
         ]
 
-    def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Soft cross-entropy between the model's outputs and the targets, weighted by row
         (:class:`zspag_hf.parallel.batches.SharedBatches`)."""
-        logits = self.logits(trainer, model, inputs["pixels"])
+        logits = self.logits(run, model, inputs["pixels"])
         return (inputs["weights"] * F.cross_entropy(logits, inputs["targets"], reduction="none")).sum()
 
-    def logits(self, trainer, model: torch.nn.Module, pixels: Tensor) -> Tensor:
-        """Through ``model``, the wrapped one that gradients are averaged by; uint8 pixels, or floats in [0, 1]."""
-        pixels = to_unit(pixels, trainer.classifier.device)
+    def logits(self, run: Run, model: torch.nn.Module, pixels: Tensor) -> Tensor:
+        """``(n, C)`` through ``model``, the wrapped one that gradients are averaged by; uint8 pixels, or floats in
+        [0, 1]."""
+        pixels = to_unit(pixels, run.classifier.device)
         with exact_batch_norms(model, len(pixels)):
-            return model(pixel_values=trainer.classifier.normalize(pixels)).logits.float()
+            return model(pixel_values=run.classifier.normalize(pixels)).logits.float()

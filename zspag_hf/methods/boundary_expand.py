@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,14 +12,17 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..adaptive.head import head_inputs
+from ..config import option
 from ..errors import UnlearningError
 from ..parallel.processes import rank_and_size, summed
-from .base import Method, Plan
+from .options import Confined, Trained
+from .plan import Plan
+from .run import Run
 
 
 class ExtraNeuron(TrainerCallback, ExportableState):
     """One more row of the head, outside of the model: nothing has to be cut off at the end, and no file holds it but
-    the state of a checkpoint's trainer.
+    the state of a checkpoint's run.
 
     It has an optimizer of its own, of the kind that the options name, which steps with the model's at the same rate:
     the same as one optimizer over both, for every optimizer that treats parameters apart.
@@ -42,11 +48,14 @@ class ExtraNeuron(TrainerCallback, ExportableState):
 
     @property
     def parameters(self) -> list[Tensor]:
+        """Row and bias."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def before_step(self, optimizer, *_):
+        """Its own step, at the model's rate; gradients are averaged over processes as the model's are."""
         for parameter in self.parameters:
-            parameter.grad = summed(parameter.grad) / rank_and_size()[1]
+            if parameter.grad is not None:
+                parameter.grad = summed(parameter.grad) / rank_and_size()[1]
         for group in self.optimizer.param_groups:
             group["lr"] = optimizer.param_groups[0]["lr"]  # which a schedule may have changed
         self.optimizer.step()
@@ -64,6 +73,7 @@ class ExtraNeuron(TrainerCallback, ExportableState):
 
     @torch.no_grad()
     def on_train_begin(self, args, state, control, **_):
+        """On resuming, row, bias and the optimizer's state from the checkpoint."""
         if not state.global_step:
             return
         saved = state.stateful_callbacks[type(self).__name__]["attributes"]
@@ -74,14 +84,17 @@ class ExtraNeuron(TrainerCallback, ExportableState):
 
 
 def written(value):
+    """A value of the optimizer's state as JSON holds it."""
     return {"tensor": value.tolist()} if isinstance(value, Tensor) else value
 
 
 def read(value):
+    """The other way round."""
     return torch.tensor(value["tensor"]) if isinstance(value, dict) else value
 
 
-class BoundaryExpand(Method):
+@dataclass(kw_only=True)
+class BoundaryExpand(Confined, Trained):
     """Cross-entropy to an output neuron that is added for the forget images, trained with every parameter of the model,
     and then dropped: the head keeps its shape and its rows the values that they had beside the extra one.
 
@@ -91,33 +104,38 @@ class BoundaryExpand(Method):
     A soft or hard constraint leaves the neuron free.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "Boundary expanding ([arXiv 2303.11570](https://arxiv.org/abs/2303.11570)): fine-tuning on the forget images as"
         " a class of their own, whose output is then dropped."
     )
-    forgets = ("classes", "images")
+    forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        return {"learning_rate": 1e-5, "num_train_epochs": 10, "optim_args": "momentum=0.9"}
+    learning_rate: float | None = option(1e-5, "Of the optimizer.", above=0)
+    optim_args: str | None = option("momentum=0.9", "Of the optimizer.")
 
-    def prepare(self, trainer) -> Plan:
-        forget, count = trainer.forget, trainer.classifier.num_labels
-        if trainer.head is None:
+    def check_model(self, run: Run) -> None:
+        """Refuse a model without a head."""
+        if run.head is None:
             raise UnlearningError(
-                f"no layer of the model has one output for each of its {count} labels, so method='boundary_expand' has"
-                " no head to add one to: give method='boundary_shrink'."
+                f"no layer of the model has one output for each of its {run.classifier.num_labels} labels, so"
+                " method='boundary_expand' has no head to add one to: give method='boundary_shrink'."
             )
-        head = trainer.layers[trainer.head]
-        self.neuron = ExtraNeuron(head.d_in, count, head.module.bias is not None, trainer.args)
+
+    def prepare(self, run: Run) -> Plan:
+        """The forget images, with the extra class as their label."""
+        forget, count = run.forget, run.classifier.num_labels
+        assert run.head is not None
+        head = run.layers[run.head]
+        self.neuron = ExtraNeuron(head.d_in, count, head.module.bias is not None, run.args)
         new_class = torch.full((len(forget),), count)
         plan = Plan(forget.pixels, F.one_hot(new_class, count + 1).float(), None)
         plan.keepers.append(self.neuron)
         plan.callbacks.append(self.neuron)
         return plan
 
-    def compute_loss(self, trainer, model, inputs):
-        with head_inputs(trainer.layers[trainer.head]) as features:
-            logits = self.logits(trainer, model, inputs["pixels"])
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy over the wider head."""
+        with head_inputs(run.layers[run.head or ""]) as features:
+            logits = self.logits(run, model, inputs["pixels"])
         wider = torch.cat([logits, self.neuron(features[0])], 1)
         return (inputs["weights"] * F.cross_entropy(wider, inputs["targets"], reduction="none")).sum()

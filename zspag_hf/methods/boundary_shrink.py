@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..config import option
 from ..parallel.processes import my_batches, summed
 from ..pipeline.attacks import FGSM
 from ..pipeline.classifier import PixelClassifier, gradient_batch
 from ..pipeline.pseudo_labels import retained_mask
-from .base import Method, Plan
+from .options import Confined, Trained
+from .plan import Plan
+from .run import Run
 
 BOUND = 0.1  # of the maximum norm, in [0, 1] pixels: the published code's
-FEW_LABELS = 20
 
 
 class AwayFromLabel(FGSM):
@@ -24,9 +29,11 @@ class AwayFromLabel(FGSM):
         super().__init__(eps, leave_early=False)
 
     def loss(self, logits, target, x, clean):
+        """Away from the label."""
         return -F.cross_entropy(logits, target, reduction="none")
 
     def arrived(self, answer, target):
+        """Any other answer."""
         return answer != target
 
 
@@ -55,7 +62,8 @@ def nearest_wrong_labels(
     return nearest, nearest == logits.argmax(1)
 
 
-class BoundaryShrink(Method):
+@dataclass(kw_only=True)
+class BoundaryShrink(Confined, Trained):
     """Cross-entropy to each forget image's nearest wrong label, which the original model gives its FGSM adversary.
 
     The attack is the one of the published code's run, bound .1, without a random start and without rounding to bytes.
@@ -68,31 +76,30 @@ class BoundaryShrink(Method):
     runs, 1e-3 for 15 epochs up to 20 labels (CIFAR-10) and 1e-4 for 35 above (CIFAR-100); the code has 1e-5 for 10.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "Boundary shrinking ([arXiv 2303.11570](https://arxiv.org/abs/2303.11570)): fine-tuning on the forget images,"
         " each with the nearest other class, which an adversarial step finds."
     )
-    forgets = ("classes", "images")
+    forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        few = num_labels <= FEW_LABELS
-        return {
-            "learning_rate": 1e-3 if few else 1e-4,
-            "num_train_epochs": 15 if few else 35,
-            "optim_args": "momentum=0.9",
-        }
+    learning_rate: float | None = option(None, "Unset: 1e-3 up to 20 labels, 1e-4 above.", above=0)
+    num_train_epochs: float | None = option(None, "Unset: 15 up to 20 labels, 35 above.", above=0)
+    optim_args: str | None = option("momentum=0.9", "Of the optimizer.")
 
-    def prepare(self, trainer) -> Plan:
-        classifier, forget = trainer.classifier, trainer.forget
+    def published(self, num_labels: int) -> dict:
+        """By whether there are 20 labels or fewer."""
+        few = num_labels <= 20
+        return {"learning_rate": 1e-3 if few else 1e-4, "num_train_epochs": 15 if few else 35}
+
+    def prepare(self, run: Run) -> Plan:
+        """The forget images with their nearest wrong labels."""
+        classifier, forget = run.classifier, run.forget
 
         def make():
-            found, crossed = nearest_wrong_labels(
-                classifier, forget.pixels, forget.labels, trainer.forget_ids, trainer.quiet
-            )
+            found, crossed = nearest_wrong_labels(classifier, forget.pixels, forget.labels, run.forget_ids, run.quiet)
             return {"labels": found}, {"attack_success_rate": float(crossed.float().mean())}
 
-        tensors, facts = trainer.finished("nearest_labels", "pseudo_labels", make)
+        tensors, facts = run.stage("nearest_labels", make, under="pseudo_labels")
         plan = Plan(forget.pixels, F.one_hot(tensors["labels"], classifier.num_labels).float(), None)
         plan.facts["proxies"] = facts  # adversaries are made, none is kept
         return plan

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
@@ -14,7 +17,9 @@ from ..pipeline.classifier import GRADIENT_BATCH, to_unit
 from ..pipeline.grams import GIGABYTE
 from ..pipeline.influence import math_attention
 from ..pipeline.layers import Layer
-from .base import Method, Plan
+from .options import Confined, Retained
+from .plan import Plan
+from .run import Run
 from .ssd import movable
 
 NUGGET = 1e-8  # added to the Fisher information before it is inverted
@@ -48,7 +53,7 @@ def fisher_diagonal(
         def log_p(weights):
             return functional_call(classifier, weights, (x[None],)).log_softmax(1)[0]
 
-        answer, pull = vjp(log_p, weights)
+        answer, pull = vjp(log_p, weights)[:2]
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         for k, one in enumerate(classes.to(answer)):
             for name, gradient in pull(one)[0].items():
@@ -92,7 +97,8 @@ def class_rows(head: Layer, tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 1 else head.matrix(tensor).flatten(0, 1)
 
 
-class Fisher(Method):
+@dataclass(kw_only=True)
+class Fisher(Confined, Retained):
     """theta <- theta + noise, its variance alpha / (diagonal Fisher information of the retained images), in closed
     form: no training. The head's rows of the forgotten classes begin at 0.
 
@@ -106,39 +112,44 @@ class Fisher(Method):
     The cost is one backward pass for each image and class; ``max_retain_samples`` bounds it.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "Fisher forgetting ([arXiv 1911.04933](https://arxiv.org/abs/1911.04933)): noise on every weight, the more the"
         " less the retained data depend on it."
     )
-    needs_retain = True
-    trains = False
+    trains: ClassVar[bool] = False
 
-    def prepare(self, trainer) -> Plan:
-        classifier, head = trainer.classifier, trainer.head
-        if head is None:
+    def check_model(self, run: Run) -> None:
+        """Refuse a model without a head."""
+        if run.head is None:
             raise UnlearningError(
                 f"method='fisher' resets the forgotten classes' rows of the head, and no layer of the model has one"
-                f" output for each of its {classifier.num_labels} labels: give another method."
+                f" output for each of its {run.classifier.num_labels} labels: give another method."
             )
 
-        def make():
-            at_once = samples_at_once(classifier, trainer.args.max_memory_gb)
-            return fisher_diagonal(classifier, trainer.retain.pixels, at_once, trainer.quiet), {}
+    def prepare(self, run: Run) -> Plan:
+        """An edit alone: the noise, drawn by the seed."""
+        classifier, head = run.classifier, run.head
+        assert head is not None, "check_model refused the model"
+        pixels = run.kept.pixels
 
-        fisher, _ = trainer.finished("fisher", "fisher", make)
+        def make():
+            at_once = samples_at_once(classifier, run.args.max_memory_gb)
+            return fisher_diagonal(classifier, pixels, at_once, run.quiet), {}
+
+        fisher, _ = run.stage("fisher", make)
         alpha = 1e-7 if classifier.num_labels <= 20 else 1e-8
 
         @torch.no_grad()
         def edit():
-            class_ids = trainer.request.class_ids
-            spread = variances(fisher, trainer.layers, head, class_ids, alpha)
-            generator, may_move = torch.Generator().manual_seed(trainer.args.seed), movable(trainer)
-            for name, parameter in trainer.model.named_parameters():  # in the model's order, not in the stage's
+            class_ids = run.class_ids
+            spread = variances(fisher, run.layers, head, class_ids, alpha)
+            generator, may_move = torch.Generator().manual_seed(run.seed), movable(run)
+            for name, parameter in run.model.named_parameters():  # in the model's order, not in the stage's
                 noise = torch.randn(parameter.shape, generator=generator) * spread[name].sqrt()
                 if name not in may_move:
                     continue
                 if name in (f"{head}.weight", f"{head}.bias"):
-                    class_rows(trainer.layers[head], parameter)[class_ids] = 0
+                    class_rows(run.layers[head], parameter)[class_ids] = 0
                 parameter += noise.to(parameter)
 
         return Plan(None, None, None, edit=edit)

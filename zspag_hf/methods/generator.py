@@ -40,5 +40,6 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, noise: Tensor) -> Tensor:
+        """Noise -> images."""
         height, width = self.size
         return self.layers(noise)[:, :, :height, :width]

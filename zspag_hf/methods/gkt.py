@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..config import option
 from ..errors import UnlearningError
 from ..hub.adapter import ModuleClassifier
 from ..parallel.processes import tensors_from_first
 from ..pipeline.classifier import frozen
-from .base import Method, Plan
+from .base import Method
 from .generator import NOISE, Generator
+from .plan import Plan
 from .retrain import check_renewable, renewed
+from .run import Run, state_tensors
 
 PSEUDO_BATCHES = 4000
 STUDENT_STEPS = 10  # after one of the generator, on the same noise
@@ -170,6 +175,7 @@ class Transfer:
         self.empty, self.is_stuck = 0, True
 
 
+@dataclass(kw_only=True)
 class GKT(Method):
     """A student with new weights learns from the original what it says of generated images, but of those that it gives
     the forgotten classes; it takes the original's place. No image is read, neither forgotten nor retained.
@@ -190,31 +196,31 @@ class GKT(Method):
     of the forgotten test images after 80 pseudo-batches, on .94 and .43 after 120.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "Gated knowledge transfer ([arXiv 2201.05629](https://arxiv.org/abs/2201.05629)): a new network is taught by"
         " the original on generated images, without those in which it sees the forgotten classes."
     )
-    constrainable = False
-    own_loop = True
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        return {"learning_rate": 1e-3, "num_train_epochs": 1}
+    learning_rate: float | None = option(1e-3, "Of both Adams.", above=0)
 
-    def prepare(self, trainer) -> Plan:
-        check_renewable(trainer.model)
-        tensors, _ = trainer.finished("student", "training", lambda: (self.teach(trainer), {}))
+    def check_model(self, run: Run) -> None:
+        """Refuse a model whose first weights cannot be drawn."""
+        check_renewable(run.model)
+
+    def prepare(self, run: Run) -> Plan:
+        """An edit alone: the student takes the model's place."""
+        tensors, _ = run.stage("student", lambda: (self.teach(run), {}), under="training")
 
         def edit():
-            state = trainer.state_tensors()
-            for name, tensor in tensors_from_first(tensors).items():
+            state = state_tensors(run.model)
+            for name, tensor in (tensors_from_first(tensors) or {}).items():
                 state[name].copy_(tensor)
 
         return Plan(None, None, None, edit=torch.no_grad()(edit))
 
-    def teach(self, trainer) -> dict[str, Tensor]:
+    def teach(self, run: Run) -> dict[str, Tensor]:
         """The student's parameters and buffers."""
-        args, classifier = trainer.args, trainer.classifier
+        args, classifier = run.args, run.classifier
         device = classifier.device
         student = renewed(classifier.model, args.seed).to(device)
         batch_size = args.per_device_train_batch_size * args.world_size
@@ -225,9 +231,7 @@ class GKT(Method):
             frozen(classifier.model),
         ):
             torch.manual_seed(args.seed)  # of the generator's weights, and of dropout
-            size = trainer.forget.pixels.shape[1:]
-            transfer = Transfer(
-                classifier, student, trainer.forget_ids, size, batch_size, args.learning_rate, args.seed
-            )
-            transfer.run(count, trainer.quiet)
-        return {**dict(student.named_parameters()), **dict(student.named_buffers())}
+            size = run.forget.pixels.shape[1:]
+            transfer = Transfer(classifier, student, run.forget_ids, size, batch_size, args.learning_rate, args.seed)
+            transfer.run(count, run.quiet)
+        return state_tensors(student)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from .finetune import FineTune
+from .run import Run
 
 WEIGHT = 5e-4  # of the norm at first
 
@@ -15,6 +19,7 @@ def penalty_weight(epoch: int, epochs: int) -> float:
     return WEIGHT * (1 - epoch / epochs)
 
 
+@dataclass(kw_only=True)
 class L1Sparse(FineTune):
     """Cross-entropy on the retained images plus a_t times the l1 norm of all parameters that move.
 
@@ -24,13 +29,14 @@ class L1Sparse(FineTune):
     place of 256 make eight times as many steps, and so as many pulls to zero.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "l1-sparse ([arXiv 2304.04934](https://arxiv.org/abs/2304.04934)): fine-tuning on the retained images, with a"
         " penalty on the l1 norm of the weights that falls to zero."
     )
 
-    def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        state = trainer.state
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy, and the penalty at its weight in this epoch."""
+        state = run.state
         norm = sum(parameter.abs().sum() for parameter in model.parameters() if parameter.requires_grad)
         weight = penalty_weight(int(state.epoch or 0), state.num_train_epochs)
-        return super().compute_loss(trainer, model, inputs) + weight * norm
+        return super().compute_loss(run, model, inputs) + weight * norm

@@ -77,21 +77,22 @@ class MiddleFeatures:
     """
 
     def __init__(self, classifier: PixelClassifier, names: list[str], pixels: Tensor):
-        modules, found = {name: classifier.model.get_submodule(name) for name in names}, {}
+        modules = {name: classifier.model.get_submodule(name) for name in names}
+        grids: dict[str, tuple[int, int]] = {}
 
         def look(name: str, x: Tensor) -> None:
             grid = grid_of(modules[name], x, pixels.shape[2:])
             if len(x) == len(pixels) and grid is not None:  # windows of an image would be rows of their own
-                found.setdefault(name, grid)
+                grids.setdefault(name, grid)
 
         run_watched(classifier.model, modules, lambda: classifier(pixels), look)
-        if not found:
+        if not grids:
             raise UnlearningError(
                 "method='mixunlearn' makes masks from a layer that reads images as maps or tokens, and the model has"
                 " none: give method='mixup_unlearn'."
             )
-        name = min(found, key=lambda name: abs(names.index(name) - (len(names) - 1) / 2))
-        self.classifier, self.layer, self.grid = classifier, modules[name], found[name]
+        name = min(grids, key=lambda name: abs(names.index(name) - (len(names) - 1) / 2))
+        self.classifier, self.layer, self.grid = classifier, modules[name], grids[name]
         self.width = self(pixels).shape[1]
 
     def read(self, pixels: Tensor) -> Tensor:
@@ -114,17 +115,17 @@ class MiddleFeatures:
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """``(N, D, h, w)``, sides of ``MOST_CELLS`` at most; pixels in [0, 1]."""
-        found = as_map(self.layer, self.read(pixels), self.grid)
-        smaller = [min(side, MOST_CELLS) for side in self.grid]
-        return found if smaller == list(self.grid) else F.adaptive_avg_pool2d(found, smaller)
+        features = as_map(self.layer, self.read(pixels), self.grid)
+        smaller = (min(self.grid[0], MOST_CELLS), min(self.grid[1], MOST_CELLS))
+        return features if smaller == self.grid else F.adaptive_avg_pool2d(features, smaller)
 
 
 def grid_of(module: nn.Module, x: Tensor, size: torch.Size) -> tuple[int, int] | None:
     """Rows and columns of the cells of a layer's input; None where it is no map."""
     if isinstance(module, nn.Conv2d):
-        grid = tuple(x.shape[2:])
+        grid = (x.shape[2], x.shape[3])
     elif x.dim() == 4:
-        grid = tuple(x.shape[1:3])
+        grid = (x.shape[1], x.shape[2])
     elif x.dim() == 3:
         common = math.gcd(*size)
         rows, columns = size[0] // common, size[1] // common

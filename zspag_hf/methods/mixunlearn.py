@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..config import option
 from ..errors import UnlearningError
 from ..parallel.batches import KeptProxies
 from ..parallel.processes import rank_and_size, summed
 from ..pipeline.classifier import to_unit
 from ..pipeline.pseudo_labels import retained_mask
-from .base import Method, Plan
 from .mixblock import MiddleFeatures, MixBlock
+from .options import Confined, Retained, Trained
+from .plan import Plan
+from .run import Run
 
 ALPHA = 0.75  # of Beta(alpha, alpha), which the forget image's share in a mixture is drawn from
 SHARPNESS = 0.3  # T of Sharpen(p) = p^(1/T) / sum
@@ -27,7 +32,8 @@ MOMENTUM = 0.999  # of the average that the generator's loss is taken through
 GENERATOR_RATE = 0.1  # plain SGD, as in AutoMix's own runs, from which MixBlock is; MixUnlearn's is not known
 
 
-class MixUnlearn(Method):
+@dataclass(kw_only=True)
+class MixUnlearn(Confined, Retained, Trained):
     """An image to forget x_i and a retained image x_j make ``x_mix = M x_i + (1 - M) x_j``, M from a MixBlock over the
     original's features of both; share lambda ~ Beta(.75, .75). With d(a, b) = 1 - cos(a, b) on softmax outputs and
     targets p(x) = Sharpen(original's output), tau in the denominator only:
@@ -51,28 +57,26 @@ class MixUnlearn(Method):
     forget may meet, pull a mixture both ways, as in the paper.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "MixUnlearn ([arXiv 2502.10288](https://arxiv.org/abs/2502.10288)): contrastive losses that lead away from the"
         " original's outputs on the images to forget and keep them on retained images, on both and on mixtures of the"
         " two, whose masks an adversarial generator makes."
     )
-    forgets = ("classes", "images")
-    needs_retain = True
-    generates = True  # masks; else all of a mixture has one share, as in mixup
+    forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
+    generates: ClassVar[bool] = True  # masks; else all of a mixture has one share, as in mixup
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        return {"learning_rate": 1e-3, "num_train_epochs": 10}
+    learning_rate: float | None = option(1e-3, "Of the optimizer.", above=0)
 
-    def prepare(self, trainer) -> Plan:
-        forget, retain, classifier = trainer.forget, trainer.retain, trainer.classifier
-        keep = retained_mask(classifier.num_labels, trainer.forget_ids)
+    def prepare(self, run: Run) -> Plan:
+        """Retained images, each beside an image to forget, and the generator."""
+        forget, retain, classifier = run.forget, run.kept, run.classifier
+        keep = retained_mask(classifier.num_labels, run.forget_ids)
         kept = sharpened(classifier.predict_shared(retain.pixels).masked_fill(~keep, -torch.inf))
         gone = sharpened(classifier.predict_shared(forget.pixels))
         plan = Plan(retain.pixels, kept, None, proxies=KeptProxies(forget.pixels, gone, forget.labels))
         self.step, self.within = -1, 0
         if self.generates:
-            self.generator = Generator(trainer, forget.pixels, gone)
+            self.generator = Generator(run, forget.pixels, gone)
             plan.callbacks.append(self.generator)
         return plan
 
@@ -81,43 +85,45 @@ class MixUnlearn(Method):
         kept, gone = ("pixels", "targets"), ("proxy_pixels", "proxy_targets")
         return [inputs, *({name: inputs[name] for name in (*names, "weights")} for names in (kept, gone))]
 
-    def place(self, trainer) -> int:
+    def place(self, run: Run) -> int:
         """Of a batch among those that are accumulated into one step, from 0."""
-        step = trainer.state.global_step
+        step = run.state.global_step
         self.within = self.within + 1 if step == self.step else 0
         self.step = step
         return self.within
 
-    def compute_loss(self, trainer, model, inputs):
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """One of the three parts, by which images the batch holds."""
         weights = inputs["weights"]
         if "proxy_pixels" not in inputs:  # L_real, its numerator
-            away = distance(self.logits(trainer, model, inputs["pixels"]), inputs["targets"])
+            away = distance(self.logits(run, model, inputs["pixels"]), inputs["targets"])
             return OMEGA * (weights * away).sum()
         if "pixels" not in inputs:  # L_real, its denominator
-            away = distance(self.logits(trainer, model, inputs["proxy_pixels"]), inputs["proxy_targets"])
+            away = distance(self.logits(run, model, inputs["proxy_pixels"]), inputs["proxy_targets"])
             return -OMEGA * log_sum(away / TAU_REAL, weights)
-        draws = Draws(trainer, len(trainer.forget), self.place(trainer))
+        draws = Draws(run, len(run.forget), self.place(run))
         kept, gone = (to_unit(inputs[name], weights.device) for name in ("pixels", "proxy_pixels"))
         masks = draws.share
         if self.generates:
-            if torch.is_grad_enabled() and trainer.state.global_step % INTERVAL == 0 and not self.within:
+            if torch.is_grad_enabled() and run.state.global_step % INTERVAL == 0 and not self.within:
                 self.generator.step(kept, inputs["targets"], weights, draws)
             with torch.no_grad():
                 masks = self.generator.masks(gone, kept, draws.share)
-        logits = self.logits(trainer, model, mixed(gone, kept, masks))
+        logits = self.logits(run, model, mixed(gone, kept, masks))
         return mix_loss(logits, inputs["targets"], inputs["proxy_targets"], weights, draws.share, TAU_MIX)
 
 
+@dataclass(kw_only=True)
 class MixupUnlearn(MixUnlearn):
     """MixUnlearn without its generator: a mixture is ``lambda x_i + (1 - lambda) x_j``, as in mixup. By the paper's own
     ablation within a point of the whole method."""
 
-    description = (
+    description: ClassVar[str] = (
         "Mixup unlearning, MixUnlearn ([arXiv 2502.10288](https://arxiv.org/abs/2502.10288)) without its generator:"
         " contrastive losses that lead away from the original's outputs on the images to forget and keep them on"
         " retained images, on both and on plain mixtures of the two."
     )
-    generates = False
+    generates: ClassVar[bool] = False
 
 
 class Draws:
@@ -129,9 +135,9 @@ class Draws:
         rows: ``(B,)`` indices of the images to forget in the generator's mixtures, B the global batch.
     """
 
-    def __init__(self, trainer, count: int, within: int = 0):
-        args = trainer.args
-        rng = np.random.default_rng([args.seed, trainer.state.global_step, within])
+    def __init__(self, run: Run, count: int, within: int = 0):
+        args = run.args
+        rng = np.random.default_rng([args.seed, run.state.global_step, within])
         self.share, self.generator_share = rng.beta(ALPHA, ALPHA, 2).tolist()
         self.rows = torch.from_numpy(rng.integers(count, size=args.per_device_train_batch_size * args.world_size))
 
@@ -148,11 +154,11 @@ class Generator(TrainerCallback):
         UnlearningError: no layer of the model yields features to make masks from.
     """
 
-    def __init__(self, trainer, pixels: Tensor, targets: Tensor):
-        self.model, self.cache, self.pixels, self.targets = trainer.model, trainer.cache, pixels, targets
-        original, self.average = (copy.deepcopy(trainer.classifier).eval().requires_grad_(False) for _ in range(2))
-        self.features = MiddleFeatures(original, list(trainer.layers), to_unit(pixels[[0, -1]], original.device))
-        self.mix_block = MixBlock(self.features.width, trainer.args.seed).to(original.device)
+    def __init__(self, run: Run, pixels: Tensor, targets: Tensor):
+        self.model, self.cache, self.pixels, self.targets = run.model, run.stages, pixels, targets
+        original, self.average = (copy.deepcopy(run.classifier).eval().requires_grad_(False) for _ in range(2))
+        self.features = MiddleFeatures(original, list(run.layers), to_unit(pixels[[0, -1]], original.device))
+        self.mix_block = MixBlock(self.features.width, run.seed).to(original.device)
 
     def masks(self, gone: Tensor, kept: Tensor, share: float) -> Tensor:
         """``(n, 2, H, W)``, of images to forget and of retained ones, both in [0, 1]."""
@@ -176,11 +182,13 @@ class Generator(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **_):
+        """The average follows the model."""
         for mean, parameter in zip(self.average.model.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(parameter, 1 - MOMENTUM)
         self.keep(state, control)
 
     def on_epoch_end(self, args, state, control, **_):
+        """Where checkpoints are written at the end of an epoch."""
         self.keep(state, control)
 
     def keep(self, state, control) -> None:
@@ -189,6 +197,7 @@ class Generator(TrainerCallback):
             self.cache.store(kept_name(state.global_step), self.tensors(), {})
 
     def on_save(self, args, state, control, **_):
+        """Delete what belongs to checkpoints that are gone."""
         if self.cache.first:  # those whose checkpoints have been deleted
             there = {kept_name(int(path.name.split("-")[1])) for path in self.cache.root.parent.glob("checkpoint-*")}
             for path in self.cache.folder.glob(f"{kept_name('*')}.safetensors"):
@@ -197,6 +206,7 @@ class Generator(TrainerCallback):
 
     @torch.no_grad()
     def on_train_begin(self, args, state, control, **_):
+        """On resuming, what belongs to the checkpoint."""
         if not state.global_step:
             return
         found = self.cache.load(kept_name(state.global_step))
@@ -209,10 +219,12 @@ class Generator(TrainerCallback):
             tensor.copy_(found[0][name])
 
     def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint does not hold, by name."""
         parts = {"average": self.average.model, "mix_block": self.mix_block}
         return {f"{part}/{name}": p.data for part, module in parts.items() for name, p in module.named_parameters()}
 
     def on_train_end(self, args, state, control, **_):
+        """Give two models' memory back."""
         del self.features, self.average, self.pixels, self.targets  # two models' memory
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import option
 from ..parallel.batches import KeptProxies
-from .base import PAIRED, Method, Plan
+from .base import PAIRED
+from .options import Confined, OptionalRetained, Trained
+from .plan import Plan
+from .run import Run
 
 ALPHA = 0.95  # share of the retained images in the loss of NegGrad+
 
 
-class NegGrad(Method):
+@dataclass(kw_only=True)
+class NegGrad(Confined, OptionalRetained, Trained):
     """Zero-shot: -CE(D_u). With retained images NegGrad+: alpha CE(D_r) - (1 - alpha) CE(D_u), alpha = .95.
 
     Neither has a lower bound as published, and both run away: on a small ResNet of digits, batch norm at rest, NegGrad+
@@ -27,23 +34,24 @@ class NegGrad(Method):
     published. The published code's decay towards the first weights is left out: its settings switch it off.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "NegGrad ([arXiv 2302.09880](https://arxiv.org/abs/2302.09880)): gradient ascent on the forget images' own"
         " labels, beside descent on retained images where they are given."
     )
-    forgets = ("classes", "images")
-    takes_retain = True
+    forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
+    learning_rate: float | None = option(None, "Unset: as published.", above=0)
+    num_train_epochs: float | None = option(None, "Unset: as published.", above=0)
+
+    def published(self, num_labels: int) -> dict:
+        """By the form, and by whether there are 20 labels or fewer."""
+        if self.with_retain:
+            return {"learning_rate": 0.01, "num_train_epochs": 10}
         return {"learning_rate": 5e-5 if num_labels <= 20 else 8e-5, "num_train_epochs": 30}
 
-    @staticmethod
-    def retained_settings(num_labels: int) -> dict:
-        return {"learning_rate": 0.01, "num_train_epochs": 10}
-
-    def prepare(self, trainer) -> Plan:
-        forget, retain, count = trainer.forget, trainer.retain, trainer.classifier.num_labels
+    def prepare(self, run: Run) -> Plan:
+        """The forget images; in NegGrad+ beside each retained one."""
+        forget, retain, count = run.forget, run.retained, run.classifier.num_labels
         targets = F.one_hot(forget.labels, count).float()
         if retain is None:
             return Plan(forget.pixels, targets, None)
@@ -51,16 +59,17 @@ class NegGrad(Method):
         plan.proxies = KeptProxies(forget.pixels, targets, forget.labels)
         return plan
 
-    def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        if trainer.retain is None:
-            return -self.bounded(trainer, model, inputs["pixels"], inputs["targets"], inputs["weights"])
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Ascent on the forget images, bounded; descent on retained ones."""
+        if run.retained is None:
+            return -self.bounded(run, model, inputs["pixels"], inputs["targets"], inputs["weights"])
         if "proxy_pixels" in inputs:
-            pair = [inputs[name] for name in PAIRED]
-            return (ALPHA - 1) * self.bounded(trainer, model, *pair, inputs["weights"])
-        return ALPHA * super().compute_loss(trainer, model, inputs)
+            pixels, targets = (inputs[name] for name in PAIRED)
+            return (ALPHA - 1) * self.bounded(run, model, pixels, targets, inputs["weights"])
+        return ALPHA * super().compute_loss(run, model, inputs)
 
-    def bounded(self, trainer, model: torch.nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def bounded(self, run: Run, model: torch.nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Weighted cross-entropy, of each image at most log C."""
-        logits = self.logits(trainer, model, pixels)
+        logits = self.logits(run, model, pixels)
         loss = F.cross_entropy(logits, targets, reduction="none")
         return (weights * loss.clamp(max=math.log(logits.shape[1]))).sum()

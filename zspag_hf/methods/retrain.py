@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,13 +13,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from ..config import option
 from ..errors import UnlearningError
 from ..hub.adapter import ModuleClassifier
 from ..parallel.processes import rank_and_size
-from .base import Method, Plan
+from .options import Retained, Trained
+from .plan import Plan
+from .run import Run
 
 PADDED = 8  # sides of the image in the padding of a random crop: 4 pixels of 32
-FEW_LABELS = 20
 
 
 def check_renewable(model: PreTrainedModel) -> None:
@@ -86,7 +90,8 @@ def augmented(pixels: Tensor, draws: Tensor) -> Tensor:
     return padded[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-class Retrain(Method):
+@dataclass(kw_only=True)
+class Retrain(Retained, Trained):
     """Training from new weights on the retained images alone; the model keeps all its outputs.
 
     Every parameter trains, in train mode, with random crops and mirroring. The published recipe for convolutional
@@ -100,43 +105,48 @@ class Retrain(Method):
     each process's own rows, so a network with either depends on the number of processes.
     """
 
-    description = "Retraining: new weights, trained on retained images alone; what the other methods try to equal."
-    forgets = ("classes", "images")
-    needs_retain = True
-    constrainable = False
+    description: ClassVar[str] = (
+        "Retraining: new weights, trained on retained images alone; what the other methods try to equal."
+    )
+    forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        return {
-            "learning_rate": 1e-3,
-            "num_train_epochs": 100 if num_labels <= FEW_LABELS else 200,
-            "optim": "adamw_torch",
-            "weight_decay": 0.05,
-        }
+    learning_rate: float | None = option(1e-3, "Of the optimizer.", above=0)
+    num_train_epochs: float | None = option(None, "Unset: 100 up to 20 labels, 200 above.", above=0)
+    optim: str = option("adamw_torch", "Optimizer, as transformers names it.")
+    weight_decay: float = option(0.05, "Of the optimizer.", least=0)
 
-    def prepare(self, trainer) -> Plan:
-        check_renewable(trainer.model)
-        retain, self.step, self.within = trainer.retain, -1, 0
+    def published(self, num_labels: int) -> dict:
+        """By whether there are 20 labels or fewer."""
+        return {"num_train_epochs": 100 if num_labels <= 20 else 200}
+
+    def check_model(self, run: Run) -> None:
+        """Refuse a model whose first weights cannot be drawn."""
+        check_renewable(run.model)
+
+    def prepare(self, run: Run) -> Plan:
+        """The retained images, from new weights."""
+        retain, self.step, self.within = run.kept, -1, 0
 
         def edit():
-            trainer.model.load_state_dict(renewed(trainer.model, trainer.args.seed).state_dict())
-            set_seed(trainer.args.seed)  # of dropout: the same whatever else was made in this process before
+            run.model.load_state_dict(renewed(run.model, run.seed).state_dict())
+            set_seed(run.seed)  # of dropout: the same whatever else was made in this process before
 
-        targets = F.one_hot(retain.labels, trainer.classifier.num_labels).float()
+        targets = F.one_hot(retain.labels, run.classifier.num_labels).float()
         return Plan(retain.pixels, targets, None, edit=edit, train_mode=True)
 
-    def compute_loss(self, trainer, model, inputs):
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy on augmented images."""
         pixels, (rank, size) = inputs["pixels"], rank_and_size()
-        draws = self.draws(trainer, trainer.args.per_device_train_batch_size * size)[rank::size]
+        draws = self.draws(run, run.args.per_device_train_batch_size * size)[rank::size]
         if len(pixels) == 1:
             model.eval()  # one image has no statistics of its own; the next step is in train mode again
         changed = augmented(pixels, draws[: len(pixels)])
-        return super().compute_loss(trainer, model, {**inputs, "pixels": changed})
+        return super().compute_loss(run, model, {**inputs, "pixels": changed})
 
-    def draws(self, trainer, count: int) -> Tensor:
+    def draws(self, run: Run, count: int) -> Tensor:
         """Three numbers in [0, 1) for each row of the global batch, by seed, step and batch within the step."""
-        step = trainer.state.global_step
+        step = run.state.global_step
         self.within = self.within + 1 if step == self.step else 0
         self.step = step
-        seed = np.random.SeedSequence([trainer.args.seed, step, self.within]).generate_state(1, np.uint64)
+        seed = np.random.SeedSequence([run.seed, step, self.within]).generate_state(1, np.uint64)
         return torch.rand(count, 3, generator=torch.Generator().manual_seed(int(seed[0])))

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 from tqdm.auto import tqdm
 
+from ..config import option
 from ..parallel.processes import my_batches, summed
-from ..pipeline.classifier import gradient_batch, to_unit
+from ..pipeline.classifier import gradient_batch
+from ..pipeline.gradients import loss_gradient
 from ..pipeline.pseudo_labels import retained_mask
-from .base import Method, Plan
-from .stages import gather_targets
+from .options import PRIORS, Confined, OptionalRetained, Targets, Trained
+from .plan import Plan
+from .run import Run
+from .stages import targets_from_proxies
 
-SALIENT_SHARE = 0.5  # of all parameters' entries that may move, the paper's
 FORGET, RETAIN = 0, 1  # blocks
-
-
-def loss_gradient(classifier, pixels: Tensor, labels: Tensor, count: int) -> dict[str, Tensor]:
-    """Gradient of (sum of cross-entropies) / count by every parameter, in eval mode; zero where the loss does not
-    depend on one.
-
-    Args:
-        pixels: ``(N, channels, H, W)``. labels: ``(N,)``.
-
-    Returns:
-        parameter name -> tensor of its shape, on its device.
-    """
-    classifier.model.eval()
-    weights = {name: p.detach().requires_grad_() for name, p in classifier.model.named_parameters()}
-    replaced = {f"model.{name}": weight for name, weight in weights.items()}
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    at_once = gradient_batch(pixels)
-    for x, y in zip(pixels.split(at_once), labels.split(at_once), strict=True):
-        with torch.enable_grad():
-            logits = functional_call(classifier, replaced, (to_unit(x, classifier.device),))
-            loss = F.cross_entropy(logits, y.to(logits.device), reduction="sum") / count
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        for name, gradient in zip(weights, found, strict=True):
-            if gradient is not None:
-                total[name] += gradient
-    return total
 
 
 def saliency(classifier, pixels: Tensor, labels: Tensor, disable_progress: bool = True) -> dict[str, Tensor]:
@@ -49,14 +28,15 @@ def saliency(classifier, pixels: Tensor, labels: Tensor, disable_progress: bool 
 
     The published code adds up means of batches, so that the images of a last, smaller batch count for more.
     """
-    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in classifier.model.named_parameters()}
+    parameters = dict(classifier.model.named_parameters())
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     for rows in tqdm(my_batches(len(pixels), gradient_batch(pixels)), desc="Saliency", disable=disable_progress):
-        for name, gradient in loss_gradient(classifier, pixels[rows], labels[rows], len(pixels)).items():
+        for name, gradient in loss_gradient(classifier, pixels[rows], labels[rows], parameters, len(pixels)).items():
             total[name] += gradient
     return {name: summed(part).abs().cpu() for name, part in total.items()}
 
 
-def salient(magnitudes: dict[str, Tensor], share: float = SALIENT_SHARE) -> dict[str, Tensor]:
+def salient(magnitudes: dict[str, Tensor], share: float) -> dict[str, Tensor]:
     """True for the largest entries of all tensors together, exactly ``int(share * entries)`` of them; of equal ones (a
     dead unit's zeros) the first."""
     flat = torch.cat([part.flatten() for part in magnitudes.values()])
@@ -85,6 +65,7 @@ class SaliencyMask:
 
     @torch.no_grad()
     def before_step(self, *_):
+        """Remember the weights; masked gradients."""
         self.before = [parameter.detach().clone() for parameter, _mask in self.parts]
         for parameter, mask in self.parts:
             if parameter.grad is not None:
@@ -92,6 +73,7 @@ class SaliencyMask:
 
     @torch.no_grad()
     def after_step(self, optimizer, *_):
+        """Entries off the mask as they were, without momentum."""
         for (parameter, mask), before in zip(self.parts, self.before, strict=True):
             parameter.copy_(torch.where(mask, parameter, before))
             for state in optimizer.state.get(parameter, {}).values():
@@ -100,7 +82,8 @@ class SaliencyMask:
         self.before = []
 
 
-class SalUn(Method):
+@dataclass(kw_only=True)
+class SalUn(Confined, Targets, OptionalRetained, Trained):
     """Cross-entropy of the forget images to random labels, on the half of all parameters' entries with the largest
     |gradient| of the forget images' loss at the original weights (eq. 3, 4 and 6). ``with_retain`` adds the retained
     images: each epoch all forget batches, then all retain batches, as the published code does for CIFAR-10 and SVHN
@@ -113,47 +96,55 @@ class SalUn(Method):
 
     Settings with retained images: the published code's example (CIFAR-10, ResNet-18). Without them, for which SalUn
     has none: UNSC's runs of it, plain SGD (UNSC's mask holds .8; the paper's .5 is used here). SalUn's own rate and
-    momentum, without retained images, ruin the model (CIFAR-10: retained accuracy .62 to .25). Where classes are
-    forgotten, ``pseudo_label``, ``prior`` and ``tilt`` name other targets than random labels, the same in each epoch.
+    momentum, without retained images, ruin the model (CIFAR-10: retained accuracy .62 to .25). ``targets``
+    and ``tilt`` name other targets than random labels, the same in each epoch.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "SalUn ([arXiv 2310.12508](https://arxiv.org/abs/2310.12508)): random labels for the forget images, learned by"
-        " the half of the weights that their loss depends on most."
+        " those weights alone that their loss depends on most."
     )
-    forgets = ("classes", "images")
-    takes_retain = True
-    takes_targets = True
+    forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
+    sparsity: float = option(0.5, "Share of all parameters' entries that stay as they are.", least=0, below=1)
+    targets: str = option("random", "Targets of the forget images", choices=("random", "paper", *PRIORS))
+    learning_rate: float | None = option(None, "Unset: as published.", above=0)
+    num_train_epochs: float | None = option(None, "Unset: as published.", above=0)
+    optim_args: str | None = option(None, "Unset: as published.")
+    weight_decay: float | None = option(None, "Unset: as published.", least=0)  # type: ignore[assignment]
+
+    @property
+    def makes_proxies(self) -> bool:
+        """For the constraint, or for targets by influence."""
+        return super().makes_proxies or self.by_influence
+
+    def published(self, num_labels: int) -> dict:
+        """By the form, and without retained data by whether there are 20 labels or fewer."""
+        if self.with_retain:
+            return {"learning_rate": 0.013, "num_train_epochs": 10, "optim_args": "momentum=0.9", "weight_decay": 5e-4}
         few = num_labels <= 20
-        return {"learning_rate": 1e-4 if few else 5e-4, "num_train_epochs": 8 if few else 5}
+        return {"learning_rate": 1e-4 if few else 5e-4, "num_train_epochs": 8 if few else 5, "weight_decay": 0.0}
 
-    @staticmethod
-    def retained_settings(num_labels: int) -> dict:
-        published = {"learning_rate": 0.013, "num_train_epochs": 10}
-        return published | {"optim_args": "momentum=0.9", "weight_decay": 5e-4}
-
-    def prepare(self, trainer) -> Plan:
-        forget, retain, classifier = trainer.forget, trainer.retain, trainer.classifier
+    def prepare(self, run: Run) -> Plan:
+        """The forget images, with labels drawn anew in each epoch, then the retained ones."""
+        forget, retain, classifier = run.forget, run.retained, run.classifier
 
         def make():
-            return salient(saliency(classifier, forget.pixels, forget.labels, trainer.quiet)), {}
+            return salient(saliency(classifier, forget.pixels, forget.labels, run.quiet), 1 - self.sparsity), {}
 
-        masks, _ = trainer.finished("saliency", "saliency", make)
-        keeper = SaliencyMask(dict(trainer.model.named_parameters()), masks)
-        allowed = retained_mask(classifier.num_labels, trainer.forget_ids).repeat(len(forget), 1)
+        masks, _ = run.stage("saliency", make)
+        keeper = SaliencyMask(dict(run.model.named_parameters()), masks)
+        allowed = retained_mask(classifier.num_labels, run.forget_ids).repeat(len(forget), 1)
         allowed[torch.arange(len(forget)), forget.labels] = False
-        facts = {}
-        named = None if trainer.args.pseudo_label is None else gather_targets(trainer, facts).targets
+        facts: dict = {}
+        named = None if self.targets == "random" else targets_from_proxies(run, self, facts)
         kept = torch.zeros(0, dtype=torch.long) if retain is None else retain.labels
         kept = F.one_hot(kept, classifier.num_labels).float()
 
         def retarget(epoch: int) -> Tensor:
             if named is not None:
                 return torch.cat([named, kept])
-            generator = torch.Generator().manual_seed(trainer.args.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
             drawn = torch.multinomial(allowed.float(), 1, generator=generator).squeeze(1)
             return torch.cat([F.one_hot(drawn, classifier.num_labels).float(), kept])
 

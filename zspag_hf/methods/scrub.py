@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import option
 from ..pipeline.pseudo_labels import retained_mask
-from .base import Method, Plan
+from .options import Confined, Retained, Trained
+from .plan import Plan
+from .run import Run
 
 GAMMA, ALPHA = 0.99, 0.001  # of cross-entropy and of divergence on retained images
 TEMPERATURE = 4.0
@@ -23,14 +29,17 @@ class Idle:
         self.working = False  # since the last step
 
     def before_step(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        """No gradient at all where no batch worked."""
         if not self.working:
             optimizer.zero_grad(set_to_none=True)
 
     def after_step(self, *_) -> None:
+        """Until the next batch."""
         self.working = False
 
 
-class SCRUB(Method):
+@dataclass(kw_only=True)
+class SCRUB(Confined, Retained, Trained):
     """Each epoch goes through the forget images first and then through the retained ones:
 
         max, in the first ``MAX_EPOCHS`` epochs:  -KL(teacher || student)
@@ -46,42 +55,44 @@ class SCRUB(Method):
     does little where it has few steps.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "SCRUB ([arXiv 2302.09880](https://arxiv.org/abs/2302.09880)): the model is led away from its own first outputs"
         " on the forget images, and kept near them, and near the labels, on the retained images."
     )
-    forgets = ("classes", "images")
-    needs_retain = True
+    forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        return {"learning_rate": 5e-4, "num_train_epochs": 3, "optim_args": "momentum=0.9", "weight_decay": 5e-4}
+    learning_rate: float | None = option(5e-4, "Of the optimizer.", above=0)
+    num_train_epochs: float | None = option(3, "Epochs over the images to train on.", above=0)
+    optim_args: str | None = option("momentum=0.9", "Of the optimizer.")
+    weight_decay: float = option(5e-4, "Of the optimizer.", least=0)
 
-    def prepare(self, trainer) -> Plan:
-        sets = (trainer.forget, trainer.retain)
+    def prepare(self, run: Run) -> Plan:
+        """Forget images first, then retained ones, with labels and the teacher's outputs."""
+        sets = (run.forget, run.kept)
         pixels = torch.cat([one.pixels for one in sets])
         labels = torch.cat([one.labels for one in sets])
 
         def make():
-            return {"logits": trainer.classifier.predict_shared(pixels)}, {}
+            return {"logits": run.classifier.predict_shared(pixels)}, {}
 
-        logits = trainer.finished("teacher", "pseudo_labels", make)[0]["logits"]
-        gone = ~retained_mask(logits.shape[1], trainer.forget_ids)
-        logits[len(trainer.forget) :, gone] = -torch.inf  # what is kept on retained images is the rest
+        logits = run.stage("teacher", make, under="pseudo_labels")[0]["logits"]
+        gone = ~retained_mask(logits.shape[1], run.forget_ids)
+        logits[len(run.forget) :, gone] = -torch.inf  # what is kept on retained images is the rest
         teacher = (logits / TEMPERATURE).softmax(1)
-        hard = F.one_hot(labels, trainer.classifier.num_labels).float()
+        hard = F.one_hot(labels, run.classifier.num_labels).float()
         targets = torch.cat([hard, teacher], 1)  # the loss parts them
         blocks = torch.tensor([FORGET, RETAIN]).repeat_interleave(torch.tensor([len(one) for one in sets]))
         self.idle = Idle()
         return Plan(pixels, targets, None, blocks, keepers=[self.idle])
 
-    def compute_loss(self, trainer, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        logits, (labels, teacher) = self.logits(trainer, model, inputs["pixels"]), inputs["targets"].chunk(2, 1)
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Max or min step, by whose images the batch holds."""
+        logits, (labels, teacher) = self.logits(run, model, inputs["pixels"]), inputs["targets"].chunk(2, 1)
         apart = F.kl_div((logits / TEMPERATURE).log_softmax(1), teacher, reduction="none").sum(1) * TEMPERATURE**2
         if inputs["blocks"][0] == RETAIN:
             self.idle.working = True
             loss = GAMMA * F.cross_entropy(logits, labels, reduction="none") + ALPHA * apart
-        elif int(trainer.state.epoch or 0) < MAX_EPOCHS:
+        elif int(run.state.epoch or 0) < MAX_EPOCHS:
             self.idle.working = True
             loss = -apart
         else:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import UnlearningError
 from ..parallel.processes import my_batches, summed
-from .base import Method, Plan
-from .salun import loss_gradient
-from .stages import gather_all_proxies, proxy_facts
+from ..pipeline.gradients import loss_gradient
+from .options import Confined, OptionalRetained
+from .plan import Plan
+from .run import Run
+from .stages import gather_proxies, proxy_facts
 
 ALPHA, LAMBDA = 10.0, 1.0  # the paper's for ResNet-18, and for ViT where single images are forgotten
 BATCH = 64  # images that a gradient is averaged over before it is squared: the published code's default
@@ -36,17 +42,18 @@ def importance(
     Args:
         rows: of each batch, from :func:`batches`.
     """
-    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in classifier.model.named_parameters()}
+    parameters = dict(classifier.model.named_parameters())
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     for one in tqdm(my_batches(len(rows), 1), desc="Importance", disable=disable_progress):
         mine = rows[one.start]
-        for name, gradient in loss_gradient(classifier, pixels[mine], labels[mine], len(mine)).items():
+        for name, gradient in loss_gradient(classifier, pixels[mine], labels[mine], parameters, len(mine)).items():
             total[name] += gradient.square() / len(rows)
     return {name: summed(part).cpu() for name, part in total.items()}
 
 
 @torch.no_grad()
 def dampen(
-    parameters: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
     of_data: dict[str, Tensor],
     of_forget: dict[str, Tensor],
     alpha: float,
@@ -70,16 +77,17 @@ def dampen(
     return chosen
 
 
-def movable(trainer) -> dict[str, torch.nn.Parameter]:
+def movable(run: Run) -> dict[str, torch.nn.Parameter]:
     """The parameters that an edit may write to: all, or under a constraint the weights that it confines."""
-    named, names = dict(trainer.model.named_parameters()), trainer.plan.trainable
+    named, names = dict(run.model.named_parameters()), run.made.trainable
     if names is None:
         return named
-    weights = {id(trainer.layers[name].weight) for name in names}
+    weights = {id(run.layers[name].weight) for name in names}
     return {name: parameter for name, parameter in named.items() if id(parameter) in weights}
 
 
-class SSD(Method):
+@dataclass(kw_only=True)
+class SSD(Confined, OptionalRetained):
     """One pass over other data D, one over the forget images, no training: entries whose importance to the forget
     images exceeds alpha = 10 times that to D are multiplied by lambda I_D / I_f (lambda = 1).
 
@@ -97,25 +105,26 @@ class SSD(Method):
     images to the last, little or nothing is damped without retained data.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "SSD ([arXiv 2308.07707](https://arxiv.org/abs/2308.07707)): weights that matter far more to the forget images"
         " than to the other data are damped, without training."
     )
-    forgets = ("classes", "images")
-    takes_retain = True
-    trains = False
+    forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
+    trains: ClassVar[bool] = False
 
-    @staticmethod
-    def reads_proxies(constrained: bool, retained: bool, by_influence: bool) -> bool:
-        return constrained or not retained
+    @property
+    def makes_proxies(self) -> bool:
+        """For the constraint, or in place of retained data."""
+        return super().makes_proxies or not self.with_retain
 
-    def prepare(self, trainer) -> Plan:
-        forget, plan = trainer.forget, Plan(None, None, None)
-        of_data = self.importance(trainer, "importance_of_data", *self.data(trainer, plan))
-        of_forget = self.importance(trainer, "importance_of_forget_set", forget.pixels, forget.labels)
+    def prepare(self, run: Run) -> Plan:
+        """An edit alone: the dampening."""
+        forget, plan = run.forget, Plan(None, None, None)
+        of_data = self.importance(run, "importance_of_data", *self.data(run, plan))
+        of_forget = self.importance(run, "importance_of_forget_set", forget.pixels, forget.labels)
 
         def edit():
-            if not dampen(movable(trainer), of_data, of_forget, ALPHA, LAMBDA):
+            if not dampen(movable(run), of_data, of_forget, ALPHA, LAMBDA):
                 raise UnlearningError(
                     f"no weight matters more than {ALPHA:g} times as much to the forget images as to the other data, so"
                     " there is nothing to damp: give another method."
@@ -124,20 +133,20 @@ class SSD(Method):
         plan.edit = edit
         return plan
 
-    def data(self, trainer, plan: Plan) -> tuple[Tensor, Tensor]:
+    def data(self, run: Run, plan: Plan) -> tuple[Tensor, Tensor]:
         """Images and labels that stand for D."""
-        retain = trainer.retain
+        retain = run.retained
         if retain is not None:
             return retain.pixels, retain.labels
-        proxies = gather_all_proxies(trainer)
-        plan.facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
+        proxies = gather_proxies(run, self)
+        plan.facts["proxies"] = proxy_facts(run, proxies)
         return proxies.pixels, proxies.labels
 
-    def importance(self, trainer, name: str, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def importance(self, run: Run, name: str, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The stage ``name``."""
-        rows = batches(labels, bool(trainer.request.class_ids), trainer.args.seed)
+        rows = batches(labels, bool(run.class_ids), run.seed)
 
         def make():
-            return importance(trainer.classifier, pixels, labels, rows, trainer.quiet), {}
+            return importance(run.classifier, pixels, labels, rows, run.quiet), {}
 
-        return trainer.finished(name, "importance", make)[0]
+        return run.stage(name, make, under="importance")[0]

@@ -1,21 +1,26 @@
-"""The pipeline's stages with a trainer's options filled in, shared by the methods that use them."""
+"""The pipeline's stages with a run's data and a method's options filled in, shared by the methods that use them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.labels import distinct
 from ..errors import UnlearningError
-from ..pipeline.attacks import ATTACKS, Attack
 from ..pipeline.constraint import HardConstraint, SoftConstraint
+from ..pipeline.gradients import mean_gradient
 from ..pipeline.grams import Frame, collect_grams, energy_missed, find_frames, framed, too_wide
-from ..pipeline.influence import inverse_hessian_product, label_influence, mean_gradient
+from ..pipeline.influence import kfac, label_influence
 from ..pipeline.proxies import ProxySet, make_proxies
 from ..pipeline.pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, tilted_reweighting
 from ..pipeline.subspaces import Basis, LayerGrams, Spectrum, free_energy, literal_bases, random_bases
+from .options import Confined, Constrained, Proxies, Targets
+from .plan import Plan
+from .run import Run
 
 REPORTED_IMAGES = 256
 INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature are averaged over
@@ -23,187 +28,60 @@ INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature 
 
 @dataclass
 class Subspaces:
-    """Proxy Gram matrices with their spectrum, and the bases that stand in for its own: literal (eq. 3-4), random, or
-    None."""
+    """Proxy Gram matrices with their spectrum; the bases that stand in for its own: literal (eq. 3-4), random, or None;
+    and the frames of layers too wide for a matrix."""
 
     grams: LayerGrams
     spectrum: Spectrum
     bases: dict[str, Basis] | None
+    frames: dict[str, Frame]
 
 
-def attack_from(args) -> Attack:
-    """The attack that the options name."""
-    given = {"eps": args.attack_eps, "steps": args.attack_steps}
-    return ATTACKS[args.attack](**{k: v for k, v in given.items() if v is not None})
+# ---------------------------------------------------------------------- proxies (eq. 1 and 2)
 
 
 def gather_proxies(
-    trainer,
-    pixels: Tensor,
-    per_class: int,
-    max_proxies: int,
+    run: Run,
+    method: Proxies,
+    pixels: Tensor | None = None,
+    *,
+    share: float = 1.0,
     name: str = "proxies",
     logits: Tensor | None = None,
-    own: Tensor | None = None,
 ) -> ProxySet:
-    """The stage ``name``: proxies of some forget images, whose logits may be known; ``own`` are their classes, where
-    these stay."""
-    args = trainer.args
+    """The stage ``name``: proxies of some forget images, of all by default.
 
-    def make():
-        found = make_proxies(
-            trainer.classifier,
-            pixels,
-            trainer.forget_ids,
-            attack_from(args),
-            policy=args.proxy_policy,
-            per_class=per_class,
-            max_proxies=max_proxies,
-            seed=args.seed,
-            disable_progress=trainer.quiet,
+    Args:
+        share: of the numbers of proxies that the options name. logits: ``(n, C)`` of the images, where they are known.
+    """
+    own = None if run.class_ids or pixels is not None else run.forget.labels  # classes that stay: no proxy of one's own
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        proxies = make_proxies(
+            run.classifier,
+            run.forget.pixels if pixels is None else pixels,
+            run.forget_ids,
+            method.make_attack(),
+            policy=method.proxy_policy,
+            per_class=max(1, round(method.proxies_per_class * share)),
+            max_proxies=max(1, round(method.max_proxies * share)),
+            seed=run.seed,
+            disable_progress=run.quiet,
             logits=logits,
             own=own,
         )
-        facts = dict(vars(found))
+        facts = dict(vars(proxies))
         return {key: facts.pop(key) for key in ("pixels", "labels")}, facts
 
-    tensors, facts = trainer.finished(name, "proxies", make)
+    tensors, facts = run.stage(name, make, under="proxies")
     for key in ("per_class", "shortfall"):  # JSON knows no numbers as keys
         facts[key] = {int(k): n for k, n in facts[key].items()}
-    return ProxySet(**tensors, **facts)
+    return ProxySet(tensors["pixels"], tensors["labels"], **facts)
 
 
-def gather_all_proxies(trainer) -> ProxySet:
-    """The stage "proxies", of all forget images; of images whose classes stay none is a proxy of its own class."""
-    args, forget = trainer.args, trainer.forget
-    own = None if trainer.request.class_ids else forget.labels
-    return gather_proxies(trainer, forget.pixels, args.proxies_per_class, args.max_proxies, own=own)
-
-
-def gather_subspaces(trainer, proxies: ProxySet) -> Subspaces:
-    """The stages "frames", of layers too wide for a matrix, and "subspaces"; the trainer's layers get their frames."""
-    args, classifier = trainer.args, trainer.classifier
-    trainer.layers = {name: replace(layer, frame=None) for name, layer in trainer.layers.items()}  # of an earlier run
-    wide = too_wide(trainer.layers, args.max_memory_gb)
-    options = {"disable_progress": trainer.quiet}
-
-    def make_frames():
-        frames = find_frames(classifier, proxies.pixels, trainer.layers, wide, args.seed, **options)
-        return {n: frame.columns for n, frame in frames.items()}, {n: frame.missed for n, frame in frames.items()}
-
-    columns, missed = trainer.finished("frames", "subspaces", make_frames) if wide else ({}, {})
-    trainer.frames = {name: Frame(columns[name], missed[name]) for name in wide}
-    trainer.layers = framed(trainer.layers, trainer.frames)
-
-    def make():
-        grams = collect_grams(
-            classifier, proxies.pixels, proxies.labels, trainer.layers, max_memory_gb=args.max_memory_gb, **options
-        )
-        owner = {name: next(n for n in grams if grams[n] is gram) for name, gram in grams.items()}
-        return {name: grams[name] for name in set(owner.values())}, owner
-
-    grams = LayerGrams(*trainer.finished("subspaces", "subspaces", make))
-    grams.tensors = trainer.cache.on_disk("subspaces", grams.tensors)  # large, and read a layer at a time
-    with trainer.stage("subspaces"):
-        spectrum = Spectrum(grams, classifier.device, grams.owner)
-        bases, threshold = None, args.energy_threshold
-        if args.subspace_merge == "literal" and args.constraint == "hard":
-            bases = literal_bases(classifier, proxies.pixels, proxies.labels, trainer.layers, threshold)
-        if args.subspace_merge == "random":
-            bases = random_bases(spectrum.bases(threshold), args.seed)
-    return Subspaces(grams, spectrum, bases)
-
-
-def confine(trainer, plan) -> None:
-    """Give a plan without a constraint the one that the options name, from proxies of all forget images; then only
-    layers that it confines move."""
-    args = trainer.args
-    if plan.constraint is not None or args.constraint == "none":
-        return
-    proxies = gather_all_proxies(trainer)
-    subspaces = gather_subspaces(trainer, proxies)
-    plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
-    plan.facts.setdefault("proxies", proxy_facts(proxies, trainer.label_names_by_id))
-    plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, trainer.forget.pixels)
-    plan.facts["owner"] = subspaces.grams.owner
-    names = list(trainer.layers)
-    plan.trainable = names if plan.trainable is None else [name for name in plan.trainable if name in names]
-
-
-def gather_targets(trainer, facts: dict, logits: Tensor | None = None, known: tuple | None = None) -> PseudoLabels:
-    """The stage "pseudo_labels": the targets of the forget images that ``pseudo_label``, ``prior`` and ``tilt`` name.
-
-    Args:
-        facts: of the plan, which get those of proxies that are made here.
-        logits: ``(N, C)`` of the original on the forget images, where they are known.
-        known: images with labels that stand for the retained ones, and their :class:`Subspaces`, for what is made by
-            influence; unset: proxies of all forget images.
-    """
-    args = trainer.args
-
-    def make():
-        start = trainer.classifier.predict_shared(trainer.forget.pixels) if logits is None else logits
-        found = make_targets(trainer, start, known)
-        return {name: tensor for name, tensor in vars(found).items() if tensor is not None}, {}
-
-    if known is None and args.by_influence:  # stages of their own
-        proxies = gather_all_proxies(trainer)
-        facts["proxies"] = proxy_facts(proxies, trainer.label_names_by_id)
-        known = proxies, gather_subspaces(trainer, proxies)
-    tensors, _ = trainer.finished("pseudo_labels", "pseudo_labels", make)
-    return PseudoLabels(tensors["targets"], tensors.get("influence"))
-
-
-def make_targets(trainer, logits: Tensor, known: tuple | None) -> PseudoLabels:
-    args, forget, gone = trainer.args, trainer.forget, trainer.forget_ids
-    influence = forget_influence(trainer, *known) if args.by_influence else None
-    if args.pseudo_label == "paper":
-        return paper_pseudo_labels(influence, forget.labels, gone, seed=args.seed, sign=args.influence_sign)
-    if args.tilt == "similarity":
-        return tilted_reweighting(logits, gone, head_weight(trainer), trainer.request.class_ids, prior=args.prior)
-    return pseudo_labels(logits, gone, influence, args.prior, args.tilt_temperature, args.influence_sign)
-
-
-def forget_influence(trainer, images, subspaces: Subspaces) -> Tensor:
-    """``(N, C)``: of each forget image with each label, on the mean loss of ``images`` (``pixels`` and ``labels``)."""
-    args, classifier, layers = trainer.args, trainer.classifier, trainer.layers
-    generator = torch.Generator().manual_seed(args.seed)
-    some = torch.randperm(len(images.labels), generator=generator)[:INFLUENCE_IMAGES]
-    pixels = images.pixels[some]
-    g = mean_gradient(classifier, pixels, images.labels[some], layers)
-    v = inverse_hessian_product(
-        args.influence_solver, classifier, pixels, layers, subspaces.grams, g, args.influence_damping, seed=args.seed
-    )
-    return label_influence(classifier, trainer.forget.pixels, v, layers, disable_progress=trainer.quiet)
-
-
-def build_constraint(trainer, subspaces: Subspaces, threshold: float) -> HardConstraint | SoftConstraint | None:
-    """The constraint that the options name, at one energy threshold for every layer."""
-    if trainer.args.constraint == "none":
-        return None
-    if trainer.args.constraint == "soft":
-        return SoftConstraint(trainer.layers, subspaces.spectrum.dampings(threshold))
-    return HardConstraint(trainer.layers, subspaces.bases or subspaces.spectrum.bases(threshold))
-
-
-def head_weight(trainer) -> Tensor:
-    """The head's rows, ``(C, d_in)``, one a class.
-
-    Raises:
-        UnlearningError: the model has no head.
-    """
-    if trainer.head is None:
-        raise UnlearningError(
-            f"no layer of the model has one output for each of its {trainer.classifier.num_labels} labels, and its rows"
-            " are what classes are compared by: give tilt='none' in place of tilt='similarity', or another method than"
-            " method='trw'."
-        )
-    layer = trainer.layers[trainer.head]
-    return layer.matrix(layer.weight.detach()).flatten(0, 1)
-
-
-def proxy_facts(proxies: ProxySet, names: list[str]) -> dict:
-    names = distinct(names)
+def proxy_facts(run: Run, proxies: ProxySet) -> dict[str, Any]:
+    """For the report: how many proxies there are, by class, and how many attacks succeeded."""
+    names = distinct(run.label_names)
     return {
         "count": len(proxies),
         "attack_success_rate": proxies.attack_success_rate,
@@ -212,23 +90,83 @@ def proxy_facts(proxies: ProxySet, names: list[str]) -> dict:
     }
 
 
-def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor) -> list[dict]:
+# ---------------------------------------------------------------------- subspaces and constraint (eq. 3 to 5)
+
+
+def gather_subspaces(run: Run, images: Any, method: Constrained | None = None) -> Subspaces:
+    """The stages "frames", of layers too wide for a matrix, and "subspaces"; the run's layers get their frames.
+
+    Args:
+        images: ``pixels`` ``(n, channels, H, W)`` and ``labels`` ``(n,)`` that stand for retained ones. method: where
+            it asks for other bases than those of the Gram matrices.
+    """
+    classifier, bound = run.classifier, run.args.max_memory_gb
+    run.layers = {name: replace(layer, frame=None) for name, layer in run.layers.items()}  # of an earlier run
+    wide = too_wide(run.layers, bound)
+
+    def make_frames() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        made = find_frames(classifier, images.pixels, run.layers, wide, run.seed, disable_progress=run.quiet)
+        return {n: frame.columns for n, frame in made.items()}, {n: frame.missed for n, frame in made.items()}
+
+    columns, missed = run.stage("frames", make_frames, under="subspaces") if wide else ({}, {})
+    frames = {name: Frame(columns[name], missed[name]) for name in wide}
+    run.layers = framed(run.layers, frames)
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        grams = collect_grams(
+            classifier, images.pixels, images.labels, run.layers, max_memory_gb=bound, disable_progress=run.quiet
+        )
+        owner = {name: next(n for n in grams if grams[n] is gram) for name, gram in grams.items()}
+        return {name: grams[name] for name in set(owner.values())}, owner
+
+    grams = LayerGrams(*run.stage("subspaces", make))
+    grams.tensors = run.stages.on_disk("subspaces", dict(grams.tensors))  # large, and read a layer at a time
+    with run.timed("subspaces"):
+        spectrum, bases = Spectrum(grams, classifier.device, grams.owner), None
+        if method is not None and method.subspace_merge == "literal":
+            bases = literal_bases(classifier, images.pixels, images.labels, run.layers, method.threshold)
+        if method is not None and method.subspace_merge == "random":
+            bases = random_bases(spectrum.bases(method.threshold), run.seed)
+    return Subspaces(grams, spectrum, bases, frames)
+
+
+def constrain(run: Run, plan: Plan, subspaces: Subspaces, kind: str, threshold: float, forget: Tensor) -> None:
+    """Give a plan its constraint, "soft" or "hard", at one energy threshold for every layer, and its facts (eq. 5)."""
+    if kind == "soft":
+        plan.constraint = SoftConstraint(run.layers, subspaces.spectrum.dampings(threshold))
+    else:
+        plan.constraint = HardConstraint(run.layers, subspaces.bases or subspaces.spectrum.bases(threshold))
+    plan.facts["layers"] = layer_facts(run, plan.constraint, subspaces, threshold, forget)
+    plan.facts["owner"] = subspaces.grams.owner
+
+
+def confine(run: Run, plan: Plan, method: Confined) -> None:
+    """Give a plan without a constraint the one that the options name, from proxies of all forget images; then only
+    layers that it confines move."""
+    if method.constraint == "none":
+        return
+    proxies = gather_proxies(run, method)
+    subspaces = gather_subspaces(run, proxies, method)
+    plan.facts.setdefault("proxies", proxy_facts(run, proxies))
+    constrain(run, plan, subspaces, method.constraint, method.threshold, run.forget.pixels)
+    names = list(run.layers)
+    plan.trainable = names if plan.trainable is None else [name for name in plan.trainable if name in names]
+
+
+def layer_facts(
+    run: Run, constraint: HardConstraint | SoftConstraint, subspaces: Subspaces, threshold: float, forget: Tensor
+) -> list[dict[str, Any]]:
     """The stage "layers": width, rank at the threshold, the share of forget energy (of ``REPORTED_IMAGES`` images at
     most) that the constraint leaves free, and of proxy energy that a wide layer's frame misses."""
-    if constraint is None:
-        return []
-    threshold = trainer.args.energy_threshold
 
-    def make():
-        some = forget_pixels[:: -(-len(forget_pixels) // REPORTED_IMAGES)]
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        some = forget[:: -(-len(forget) // REPORTED_IMAGES)]
         one_class = torch.zeros(len(some), dtype=torch.long)
-        forget = collect_grams(
-            trainer.classifier, some, one_class, trainer.layers, max_memory_gb=trainer.args.max_memory_gb
-        )
-        columns = {name: frame.columns for name, frame in trainer.frames.items()}
-        outside = energy_missed(trainer.classifier, some, trainer.layers, columns) if columns else {}
+        grams = collect_grams(run.classifier, some, one_class, run.layers, max_memory_gb=run.args.max_memory_gb)
+        columns = {name: frame.columns for name, frame in subspaces.frames.items()}
+        outside = energy_missed(run.classifier, some, run.layers, columns) if columns else {}
         facts = []
-        for name, layer in trainer.layers.items():
+        for name, layer in run.layers.items():
             given = subspaces.bases[name] if subspaces.bases else None
             if isinstance(constraint, SoftConstraint):
                 free = constraint.dampings[name].double().cpu()
@@ -236,14 +174,92 @@ def layer_facts(trainer, constraint, subspaces: Subspaces, forget_pixels: Tensor
                 vectors = (given or subspaces.spectrum.basis(name, threshold)).vectors
                 free = torch.stack([torch.eye(layer.width, dtype=torch.float64) - v @ v.T for v in vectors])
             missed = outside.get(name, 0.0)  # nothing is damped there
-            record = {
+            record: dict[str, Any] = {
                 "name": name,
                 "d_in": layer.d_in,
                 "rank": given.rank if given else subspaces.spectrum.rank(name, threshold),
-                "free_forget_energy": missed + (1 - missed) * free_energy(forget[name], free),
+                "free_forget_energy": missed + (1 - missed) * free_energy(grams[name], free),
             }
-            frame = trainer.frames.get(name)
-            facts.append(record if frame is None else record | {"frame_width": layer.width, "missed": frame.missed})
+            if name in subspaces.frames:
+                record |= {"frame_width": layer.width, "missed": subspaces.frames[name].missed}
+            facts.append(record)
         return {}, {"layers": facts}
 
-    return trainer.finished("layers", "subspaces", make)[1]["layers"]
+    return run.stage("layers", make, under="subspaces")[1]["layers"]
+
+
+# ---------------------------------------------------------------------- targets (eq. 7 to 10)
+
+
+def gather_targets(
+    run: Run,
+    method: Targets,
+    logits: Tensor | None = None,
+    images: Any = None,
+    grams: Mapping[str, Tensor] | None = None,
+) -> PseudoLabels:
+    """The stage "pseudo_labels": the targets of the forget images that ``targets`` and ``tilt`` name.
+
+    Args:
+        logits: ``(N, C)`` of the original on the forget images, where they are known.
+        images, grams: ``pixels`` and ``labels`` that stand for the retained ones, and the Gram matrices of their
+            inputs, for what is made by influence.
+    """
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        start = run.classifier.predict_shared(run.forget.pixels) if logits is None else logits
+        made = make_targets(run, method, start, images, grams)
+        return {name: tensor for name, tensor in vars(made).items() if tensor is not None}, {}
+
+    tensors, _ = run.stage("pseudo_labels", make)
+    return PseudoLabels(tensors["targets"], tensors.get("influence"))
+
+
+def targets_from_proxies(run: Run, method: Any, facts: dict[str, Any]) -> Tensor:
+    """``(N, C)`` targets of a method that makes proxies for them alone, whose facts go into ``facts``."""
+    if not method.by_influence:
+        return gather_targets(run, method).targets
+    proxies = gather_proxies(run, method)
+    facts["proxies"] = proxy_facts(run, proxies)
+    return gather_targets(run, method, None, proxies, gather_subspaces(run, proxies).grams).targets
+
+
+def make_targets(
+    run: Run, method: Targets, logits: Tensor, images: Any, grams: Mapping[str, Tensor] | None
+) -> PseudoLabels:
+    """By the original's logits ``(N, C)``, tilted by influence or by the likeness of classes, or by influence alone."""
+    influence = forget_influence(run, images, grams) if method.by_influence and grams is not None else None
+    if method.targets == "paper" and influence is not None:
+        sign = method.influence_sign
+        return paper_pseudo_labels(influence, run.forget.labels, run.forget_ids, seed=run.seed, sign=sign)
+    if method.tilt == "similarity":
+        return tilted_reweighting(logits, run.forget_ids, head_weight(run), run.class_ids, prior=method.targets)
+    return pseudo_labels(logits, run.forget_ids, influence, method.targets, sign=method.influence_sign)
+
+
+def forget_influence(run: Run, images: Any, grams: Mapping[str, Tensor]) -> Tensor:
+    """``(N, C)``: of each forget image with each label, on the mean loss of ``images`` (eq. 7 to 9)."""
+    generator = torch.Generator().manual_seed(run.seed)
+    some = torch.randperm(len(images.labels), generator=generator)[:INFLUENCE_IMAGES]
+    pixels, labels = images.pixels[some], images.labels[some]
+    weights = {f"{name}.weight": layer.weight for name, layer in run.layers.items()}
+    gradients = mean_gradient(run.classifier, pixels, labels, weights)
+    g = {name: gradients[f"{name}.weight"] for name in run.layers}
+    v = kfac(run.classifier, pixels, run.layers, grams, g, seed=run.seed)
+    return label_influence(run.classifier, run.forget.pixels, v, run.layers, disable_progress=run.quiet)
+
+
+def head_weight(run: Run) -> Tensor:
+    """The head's rows, ``(C, d_in)``, one a class.
+
+    Raises:
+        UnlearningError: the model has no head.
+    """
+    if run.head is None:
+        raise UnlearningError(
+            f"no layer of the model has one output for each of its {run.classifier.num_labels} labels, and its rows"
+            " are what classes are compared by: give tilt='none' in place of tilt='similarity', or another method than"
+            " method='trw'."
+        )
+    layer = run.layers[run.head]
+    return layer.matrix(layer.weight.detach()).flatten(0, 1)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 
-from .base import Method, Plan
-from .stages import gather_targets
+from ..config import option
+from .options import TILTS, Confined, OptionalRetained, Targets, Trained
+from .plan import Plan
+from .run import Run
+from .stages import head_weight, targets_from_proxies
 
 
-class TiltedReweighting(Method):
+@dataclass(kw_only=True)
+class TiltedReweighting(Confined, Targets, OptionalRetained, Trained):
     """Soft cross-entropy, which is KL(q || p) but for a constant, to the original's outputs over the retained classes,
     tilted towards those that resemble the forgotten one (:func:`..pipeline.pseudo_labels.tilted_reweighting`); and with
     ``with_retain`` cross-entropy on the retained images, in one shuffle.
@@ -20,29 +27,30 @@ class TiltedReweighting(Method):
     several classes the similarity is the mean over them.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "TRW ([arXiv 2506.20893](https://arxiv.org/abs/2506.20893)): fine-tuning on the forget images towards the"
         " original outputs without the forgotten classes, tilted to the classes most like them."
     )
-    takes_retain = True
-    takes_targets = True
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        return {
-            "learning_rate": 0.01,
-            "num_train_epochs": 10,
-            "pseudo_label": "prior",
-            "prior": "renormalised",
-            "tilt": "similarity",
-        }
+    tilt: str = option("similarity", "What tilts the renormalised or uniform targets", choices=TILTS)
 
-    def prepare(self, trainer) -> Plan:
-        forget, retain = trainer.forget, trainer.retain
-        facts = {}
-        targets = gather_targets(trainer, facts).targets
+    @property
+    def makes_proxies(self) -> bool:
+        """For the constraint, or for targets by influence."""
+        return super().makes_proxies or self.by_influence
+
+    def check_model(self, run: Run) -> None:
+        """Refuse a model without a head."""
+        if self.tilt == "similarity":
+            head_weight(run)
+
+    def prepare(self, run: Run) -> Plan:
+        """Tilted targets, and retained images beside them."""
+        forget, retain = run.forget, run.retained
+        facts: dict = {}
+        targets = targets_from_proxies(run, self, facts)
         if retain is None:
             return Plan(forget.pixels, targets, None, facts=facts)
-        labels = F.one_hot(retain.labels, trainer.classifier.num_labels).float()
+        labels = F.one_hot(retain.labels, run.classifier.num_labels).float()
         pixels = torch.cat([forget.pixels, retain.pixels])
         return Plan(pixels, torch.cat([targets, labels]), None, facts=facts)

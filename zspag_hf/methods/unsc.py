@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 
+from ..config import option
 from ..data.images import RetainSet
-from .base import Method, Plan
-from .stages import build_constraint, gather_subspaces, gather_targets, layer_facts
+from .options import CONSTRAINTS, PRIORS, Constrained, Retained, Targets, Trained
+from .plan import Plan
+from .run import Run
+from .stages import constrain, gather_subspaces, gather_targets
 
 IMAGES_PER_CLASS = 100  # that the bases are made from; the code takes 24 to 256 of a class, by layer
 
@@ -19,7 +25,8 @@ def drawn_per_class(retain: RetainSet, most: int, seed: int) -> RetainSet:
     return RetainSet(retain.pixels[chosen], retain.labels[chosen])
 
 
-class UNSC(Method):
+@dataclass(kw_only=True)
+class UNSC(Constrained, Targets, Retained, Trained):
     """ZS-PAG's predecessor, with real retained images: each forget image learns the class that the original ranks first
     among those that stay, by steps that leave every layer's outputs on the retained images alone.
 
@@ -32,36 +39,30 @@ class UNSC(Method):
     again for every augmented view. A batch is 32 and not 512.
 
     ``constraint="soft"`` damps by the same images' use of each direction, and ``constraint="none"`` leaves the labels
-    alone; ``pseudo_label``, ``prior`` and ``tilt`` name other labels, with the images in the proxies' place.
+    alone; ``targets`` and ``tilt`` name other labels, with the images in the proxies' place.
     """
 
-    description = (
+    description: ClassVar[str] = (
         "UNSC ([arXiv 2404.13588](https://arxiv.org/abs/2404.13588)): each forget image is given the most likely class"
         " among those that stay, by steps in the null space of what retained images use."
     )
-    needs_retain = True
-    takes_targets = True
 
-    @staticmethod
-    def settings(num_labels: int) -> dict:
-        epochs = 25 if num_labels <= 20 else 20
-        published = {"learning_rate": 0.04, "num_train_epochs": epochs, "constraint": "hard", "energy_threshold": 0.99}
-        return published | {"pseudo_label": "prior", "prior": "second_best", "tilt": "none"}
+    constraint: str = option("hard", "Leave what retained images use alone, damp it, or neither", choices=CONSTRAINTS)
+    targets: str = option("second_best", "Targets of the forget images", choices=("paper", *PRIORS))
+    learning_rate: float | None = option(0.04, "Of the optimizer.", above=0)
+    num_train_epochs: float | None = option(None, "Unset: 25 up to 20 labels, 20 above.", above=0)
 
-    @staticmethod
-    def reads_proxies(constrained: bool, retained: bool, by_influence: bool) -> bool:
-        return False
+    def published(self, num_labels: int) -> dict:
+        """By whether there are 20 labels or fewer."""
+        return {"num_train_epochs": 25 if num_labels <= 20 else 20}
 
-    def prepare(self, trainer) -> Plan:
-        args, forget = trainer.args, trainer.forget
-        images = drawn_per_class(trainer.retain, IMAGES_PER_CLASS, args.seed)
-        used = args.constraint != "none" or args.by_influence
-        subspaces = gather_subspaces(trainer, images) if used else None
-        targets = gather_targets(trainer, {}, known=(images, subspaces)).targets
-        plan = Plan(forget.pixels, targets, list(trainer.layers))
-        if args.constraint == "none":
-            return plan
-        plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
-        plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels)
-        plan.facts["owner"] = subspaces.grams.owner
+    def prepare(self, run: Run) -> Plan:
+        """Runner-up labels, in the null space of retained images."""
+        images = drawn_per_class(run.kept, IMAGES_PER_CLASS, run.seed)
+        used = self.constraint != "none" or self.by_influence
+        subspaces = gather_subspaces(run, images, self) if used else None
+        targets = gather_targets(run, self, None, images, subspaces.grams if subspaces else None).targets
+        plan = Plan(run.forget.pixels, targets, list(run.layers))
+        if self.constraint != "none" and subspaces is not None:
+            constrain(run, plan, subspaces, self.constraint, self.threshold, run.forget.pixels)
         return plan

@@ -1,166 +1,210 @@
-"""ZS-PAG (arXiv 2507.21738): proxies -> subspaces -> pseudo-labels -> constrained training."""
+"""ZS-PAG (arXiv 2507.21738) with the library's choices, made within the run: the default."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..adaptive.control import AdaptiveControl
-from ..adaptive.first_step import choose_damping
+from ..adaptive.first_step import THRESHOLDS, choose_damping
 from ..adaptive.head import fit_unseen_rows, head_inputs, predict_with_inputs
 from ..adaptive.held_out import HeldOut
+from ..config import UnlearningConfig, option, plain
 from ..errors import UnlearningError
 from ..parallel.batches import KeptProxies
 from ..parallel.processes import from_first
+from ..pipeline.constraint import SoftConstraint
 from ..pipeline.proxies import ProxySet
 from ..pipeline.pseudo_labels import pseudo_labels
-from .base import Method, Plan
+from .options import CONSTRAINTS, TILTS, Proxies, Targets
+from .plan import Plan
+from .run import Run
 from .stages import (
     Subspaces,
-    build_constraint,
+    constrain,
     gather_proxies,
     gather_subspaces,
     gather_targets,
     head_weight,
-    layer_facts,
     proxy_facts,
 )
 
+MAX_STEPS = 1000  # of a run that the readings do not end
+SCOPES = ("auto", "all", "head")
 
-class ZSPAG(Method):
-    """The paper's method with the library's choices by default; ``variant="paper"`` sets the literal form.
 
-    The adaptive form splits the forget images: one part is trained on and yields the training proxies, the other, with
-    proxies of its own, judges (:mod:`..adaptive.control`). It adds two terms to the paper's loss: the original outputs
-    on the training proxies, renormalised over the retained classes, are kept (weight ``proxy_weight``), and the
-    penultimate features of a forget image are drawn to those of proxies of the classes in its target (weight
-    ``feature_weight``). At the end the head's rows for the forgotten classes are fitted (:mod:`..adaptive.head`).
+@dataclass(kw_only=True)
+class ZSPAG(Proxies, Targets):
+    """ZS-PAG under a soft constraint; damping, step size, the share of the deep layers and the end are chosen within
+    the run, from the forget set and its proxies alone. :class:`zspag_hf.methods.zspag_paper.ZSPAGPaper` is the literal
+    form.
+
+    The forget images are split: one part is trained on and yields the training proxies, the other, with proxies of its
+    own, judges (:mod:`zspag_hf.adaptive.control`). Two terms are added to the paper's loss: the original outputs on the
+    training proxies, renormalised over the retained classes, are kept (weight ``proxy_weight``), and the penultimate
+    features of a forget image are drawn to those of proxies of the classes in its target (weight ``feature_weight``).
+    At the end the head's rows for the forgotten classes are fitted (:mod:`zspag_hf.adaptive.head`).
     """
 
-    takes_targets = True
-    description = (
+    description: ClassVar[str] = (
         "ZS-PAG ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)): adversarial proxies, made from the forget"
         " images, stand in for the retained training data."
     )
+    refusals: ClassVar[Mapping[str, str]] = {
+        "num_train_epochs": "it ends by itself, when the held-out images say so. Give max_steps, or"
+        " method='zspag_paper', whose epochs are fixed",
+        **dict.fromkeys(
+            ("optim", "optim_args", "weight_decay"),
+            "rollback and step size assume plain SGD at a constant rate. Leave it out, or give method='zspag_paper'",
+        ),
+    }
 
-    @staticmethod
-    def reads_proxies(constrained: bool, retained: bool, by_influence: bool) -> bool:
-        return True
+    learning_rate: float | None = option(None, "Unset: chosen within the run.", above=0)
+    tilt: str = option("influence", "What tilts the renormalised or uniform targets", choices=TILTS)
+    energy_threshold: float | None = option(
+        None, "Share of the proxies' energy that sets the damping, in (0, 1]. Unset: chosen.", above=0, most=1
+    )
+    holdout_share: float = option(0.3, "Share of the forget images kept to judge by, in (0, 1).", above=0, below=1)
+    scope: str = option(
+        "auto", "Whole network as far as proxies allow, then the head; whole network; or head only", choices=SCOPES
+    )
+    proxy_budget: float = option(
+        0.01, "How far outputs on held-out proxies may move: mean KL in nats, over retained classes.", above=0
+    )
+    proxy_weight: float = option(
+        3.0, "Weight of keeping the original outputs on training proxies; 0 for none.", least=0
+    )
+    feature_weight: float = option(
+        1.0, "Weight of drawing forget images' last features to proxies'; 0 for none.", least=0
+    )
 
-    def prepare(self, trainer) -> Plan:
-        args, forget = trainer.args, trainer.forget
-        if args.tilt == "similarity":
-            head_weight(trainer)  # a model without a head is refused before the attacks
-        train, held = split(len(forget), args.holdout_share if args.adaptive else 0.0, args.seed)
-        logits = trainer.classifier.predict_shared(forget.pixels)
-        proxies = gather_proxies(
-            trainer, forget.pixels[train], args.proxies_per_class, args.max_proxies, logits=logits[train]
-        )
-        judges = self.held_out_proxies(trainer, forget.pixels[held], logits[held]) if args.adaptive else None
-        subspaces = gather_subspaces(trainer, proxies)
-        facts = {"proxies": proxy_facts(proxies, trainer.label_names_by_id)}
-        labels = gather_targets(trainer, facts, logits, (proxies, subspaces))
-        plan = Plan(forget.pixels[train], labels.targets[train], list(trainer.layers), facts=facts)
-        if args.adaptive:
-            held_out = HeldOut(
-                trainer.classifier, judges.pixels, forget.pixels[held], labels.targets[held], trainer.forget_ids
+    def check(self, args: UnlearningConfig) -> None:
+        """Refuse what the run cannot judge by or roll back."""
+        super().check(args)
+        if plain(args.lr_scheduler_type) != "constant":
+            raise UnlearningError(
+                f"lr_scheduler_type={plain(args.lr_scheduler_type)!r} means nothing to ZSPAG, whose rounds set the step"
+                " themselves: leave it out, or give method='zspag_paper'."
             )
-            self.adapt(trainer, plan, subspaces, held_out, proxies)
-        else:
-            plan.constraint = build_constraint(trainer, subspaces, args.energy_threshold)
-            plan.trainable = [trainer.head] if args.scope == "head" else plan.trainable
-        if args.adaptive:
-            plan.proxies = self.kept_proxies(trainer, proxies)
-        plan.facts["layers"] = layer_facts(trainer, plan.constraint, subspaces, forget.pixels[train])
-        plan.facts["owner"] = subspaces.grams.owner
+        if plain(args.save_strategy) == "best" or args.load_best_model_at_end:
+            raise UnlearningError(
+                "save_strategy='best' and load_best_model_at_end=True would choose by test data, and save in the middle"
+                " of a round, before it is judged: give save_strategy='steps' or 'epoch' alone."
+            )
+
+    def completed(self, args: UnlearningConfig, num_labels: int) -> tuple[ZSPAG, UnlearningConfig]:
+        """With a bound on the steps."""
+        own, args = super().completed(args, num_labels)
+        args.max_steps = MAX_STEPS if args.max_steps == -1 else args.max_steps
+        return own, args
+
+    def described(self) -> list[str]:
+        """And that proxies damped the steps."""
+        return [*super().described(), str(CONSTRAINTS["soft"])]
+
+    def check_model(self, run: Run) -> None:
+        """Refuse a model without a head to finish with, and too few images."""
+        if self.scope != "all" and run.head is None:
+            raise UnlearningError(
+                f"no layer of the model has one output for each of its {run.classifier.num_labels} labels, so there is"
+                " no head to finish with: give scope='all'."
+            )
+        if self.tilt == "similarity":
+            head_weight(run)
+        split(len(run.forget), self.holdout_share, run.seed)
+
+    def prepare(self, run: Run) -> Plan:
+        """Proxies, subspaces and targets; then damping and first step from the held-out part."""
+        forget = run.forget.pixels
+        train, held = split(len(forget), self.holdout_share, run.seed)
+        logits = run.classifier.predict_shared(forget)
+        proxies = gather_proxies(run, self, forget[train], logits=logits[train])
+        share = self.holdout_share / (1 - self.holdout_share)
+        judges = gather_proxies(run, self, forget[held], share=share, name="held_out_proxies", logits=logits[held])
+        subspaces = gather_subspaces(run, proxies)
+        targets = gather_targets(run, self, logits, proxies, subspaces.grams).targets
+        plan = Plan(forget[train], targets[train], list(run.layers), facts={"proxies": proxy_facts(run, proxies)})
+        held_out = HeldOut(run.classifier, judges.pixels, forget[held], targets[held], run.forget_ids)
+        self.adapt(run, plan, subspaces, held_out, proxies)
+        plan.proxies = self.kept_proxies(run, plan, proxies)
         return plan
 
-    def held_out_proxies(self, trainer, pixels: Tensor, logits: Tensor) -> ProxySet:
-        """Proxies of the held-out images, in proportion to their share."""
-        args = trainer.args
-        share = args.holdout_share / (1 - args.holdout_share)
-        per_class, most = max(1, round(args.proxies_per_class * share)), max(1, round(args.max_proxies * share))
-        return gather_proxies(trainer, pixels, per_class, most, "held_out_proxies", logits)
+    def adapt(self, run: Run, plan: Plan, subspaces: Subspaces, held_out: HeldOut, proxies: ProxySet) -> None:
+        """Choose damping and step size, and hand the run to :class:`zspag_hf.adaptive.control.AdaptiveControl`."""
+        forget, targets = plan.pixels, plan.targets
+        assert forget is not None and targets is not None  # prepare gave them
+        thresholds = (self.energy_threshold,) if self.energy_threshold else THRESHOLDS
 
-    def kept_proxies(self, trainer, proxies: ProxySet) -> KeptProxies:
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            threshold, rate, probe = choose_damping(
+                held_out, subspaces.spectrum, run.layers, forget, targets, self.proxy_budget, thresholds
+            )
+            rate = rate if self.learning_rate is None else self.learning_rate
+            return {}, {"threshold": threshold, "rate": rate, "probe": probe}
+
+        chosen = from_first(run.stage("adaptation", make)[1])
+        self.energy_threshold = chosen["threshold"]
+        self.learning_rate = run.args.learning_rate = chosen["rate"]
+        constrain(run, plan, subspaces, "soft", chosen["threshold"], forget)
+        assert isinstance(plan.constraint, SoftConstraint)
+        finish = None
+        if self.scope != "all" and run.head is not None:
+            head = run.layers[run.head]
+            finish = partial(
+                fit_unseen_rows, run.classifier, head, forget, proxies.pixels, run.class_ids, run.forget_ids
+            )
+        control = AdaptiveControl(
+            held_out,
+            plan.constraint,
+            run.layers,
+            self.proxy_budget,
+            chosen["rate"],
+            run.log,
+            finish,
+            whole=self.scope != "head",
+        )
+        plan.callbacks.append(control)
+        plan.facts |= {"probe": chosen["probe"], "control": control}
+
+    def kept_proxies(self, run: Run, plan: Plan, proxies: ProxySet) -> KeptProxies:
         """The training proxies with the original's outputs without the forgotten classes, and its features."""
-        classifier, features = trainer.classifier, None
-        if trainer.head is None:
+        classifier, features = run.classifier, None
+        if run.head is None:
             logits = classifier.predict_shared(proxies.pixels)
         else:
-            logits, features = predict_with_inputs(classifier, trainer.layers[trainer.head], proxies.pixels)
+            logits, features = predict_with_inputs(classifier, run.layers[run.head], proxies.pixels)
             self.center, spread = features.mean(0), features.std(0, correction=0)
             # a feature that is dead on the proxies must not own the loss
             self.scale = spread.clamp_min(0.1 * float(spread.median()) + 1e-6)
             features = (features - self.center) / self.scale
             points = {"features": features, "labels": proxies.labels}
-            trainer.projected = points | {"center": self.center, "scale": self.scale}
-        targets = pseudo_labels(logits, trainer.forget_ids, None).targets
+            plan.projected = points | {"center": self.center, "scale": self.scale}
+        targets = pseudo_labels(logits, run.forget_ids, None).targets
         return KeptProxies(proxies.pixels, targets, proxies.labels, features)
 
-    def adapt(self, trainer, plan: Plan, subspaces: Subspaces, held_out: HeldOut, proxies: ProxySet) -> None:
-        """Choose damping and step size, and hand the run to :class:`AdaptiveControl`."""
-        args, layers = trainer.args, trainer.layers
-        thresholds = (args.energy_threshold,) if args.energy_threshold else None
-        given = args.learning_rate
-
-        def make():
-            threshold, rate, probe = choose_damping(
-                held_out,
-                subspaces.spectrum,
-                layers,
-                plan.pixels,
-                plan.targets,
-                args.proxy_budget,
-                **({"thresholds": thresholds} if thresholds else {}),
-            )
-            return {}, {"threshold": threshold, "rate": rate if given is None else given, "probe": probe}
-
-        chosen = from_first(trainer.finished("adaptation", "adaptation", make)[1])
-        threshold, rate = args.energy_threshold, args.learning_rate = chosen["threshold"], chosen["rate"]
-        plan.constraint = build_constraint(trainer, subspaces, threshold)
-        finish = None
-        if args.scope != "all" and trainer.head is not None:
-            finish = partial(
-                fit_unseen_rows,
-                trainer.classifier,
-                layers[trainer.head],
-                plan.pixels,
-                proxies.pixels,
-                trainer.request.class_ids,
-                trainer.forget_ids,
-            )
-        control = AdaptiveControl(
-            held_out,
-            plan.constraint,
-            layers,
-            args.proxy_budget,
-            rate,
-            trainer.log,
-            finish,
-            whole=args.scope != "head",
-        )
-        plan.callbacks.append(control)
-        plan.facts |= {"probe": chosen["probe"], "control": control}
-
-    def compute_loss(self, trainer, model, inputs):
-        """Soft cross-entropy on the forget images; in an adaptive run two terms more, on proxies that stay (weight
-        ``proxy_weight``) and on features that become theirs (weight ``feature_weight``)."""
-        args, weights = trainer.args, inputs["weights"]
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Soft cross-entropy on the forget images, and two terms more: on proxies that stay (weight ``proxy_weight``)
+        and on features that become theirs (weight ``feature_weight``)."""
+        weights = inputs["weights"]
         if "proxy_pixels" in inputs:
-            logits = self.logits(trainer, model, inputs["proxy_pixels"])
+            logits = self.logits(run, model, inputs["proxy_pixels"])
             kept = F.kl_div(logits.log_softmax(1), inputs["proxy_targets"], reduction="none").sum(1)
-            return args.proxy_weight * (weights * kept).sum()
-        with head_inputs(trainer.layers[trainer.head]) if "feature_targets" in inputs else nullcontext() as features:
-            loss = super().compute_loss(trainer, model, inputs)
+            return self.proxy_weight * (weights * kept).sum()
+        drawn = "feature_targets" in inputs and run.head is not None
+        watched: AbstractContextManager[list[Tensor]] = nullcontext([])
+        with head_inputs(run.layers[run.head or ""]) if drawn else watched as features:
+            loss = super().compute_loss(run, model, inputs)
         if features:
             mine = (features[0] - self.center.to(features[0])) / self.scale.to(features[0])
             away = F.mse_loss(mine, inputs["feature_targets"], reduction="none").mean(1)
-            loss = loss + args.feature_weight * (weights * away).sum()
+            loss = loss + self.feature_weight * (weights * away).sum()
         return loss
 
 
@@ -171,10 +215,10 @@ def split(count: int, held_out_share: float, seed: int) -> tuple[Tensor, Tensor]
         UnlearningError: too few images for both parts.
     """
     held = round(count * held_out_share)
-    if held_out_share and (held < 1 or held >= count):
+    if held < 1 or held >= count:
         raise UnlearningError(
             f"holdout_share={held_out_share} leaves {count} forget images too few to train on and to judge by: pass"
-            " forget_views=48, which takes 48 random crops of each image, or adaptive=False with a learning_rate."
+            " forget_views=48, which takes 48 random crops of each image, or give method='zspag_paper'."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[held:].sort().values, order[:held].sort().values

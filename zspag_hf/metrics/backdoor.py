@@ -7,32 +7,27 @@ after Unlearn-Sparse (arXiv 2304.04934): a black square of 4 pixels, 2 pixels fr
 the source class. The forget set is the whole source class as it was trained on, under its true label.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from ..data.images import EvalDataset
 from ..errors import UnlearningError
-from ..pipeline.classifier import PixelClassifier
+from ..pipeline.classifier import BATCH, PixelClassifier
 from . import compute
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """A square of one grey value near the lower right corner.
+    """A square of one grey value near the lower right corner."""
 
-    Attributes:
-        size: edge in pixels. margin: pixels to the edges of the image. value: 0 (black) .. 255.
-    """
-
-    size: int = 4
-    margin: int = 2
-    value: int = 0
+    size: int = 4  # edge, in pixels
+    margin: int = 2  # pixels to the edges of the image
+    value: int = 0  # grey value, 0 (black) .. 255
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """A stamped copy.
@@ -54,9 +49,7 @@ class Trigger:
 
 def stamp(dataset: Dataset, trigger: Trigger, image_column: str = "image") -> Dataset:
     """Every image with the trigger on it, under its own label: the test set of an attack."""
-    images = [trigger(image) for image in dataset[image_column]]
-    columns = {name: dataset[name][:] for name in dataset.column_names} | {image_column: images}
-    return Dataset.from_dict(columns, features=dataset.features)
+    return _replaced(dataset, image_column, [trigger(image) for image in dataset[image_column]])
 
 
 def poison(
@@ -82,8 +75,7 @@ def poison(
     Raises:
         UnlearningError: equal labels, a share outside (0, 1], or no image of the source class.
     """
-    labels = np.array(dataset[label_column][:])
-    rows = np.flatnonzero(labels == source)
+    rows = np.flatnonzero(np.array(dataset[label_column][:]) == source)
     if source == target or not len(rows) or not 0 < share <= 1:
         raise UnlearningError(
             f"cannot poison {len(rows)} images of class {source} as class {target} with share {share}: give two"
@@ -91,22 +83,25 @@ def poison(
         )
     hit = np.sort(np.random.default_rng(seed).permutation(rows)[: max(1, round(share * len(rows)))])
     marked = stamp(dataset.select(hit), trigger or Trigger(), image_column)
-    wrong = Dataset.from_dict(
-        {name: marked[name][:] for name in marked.column_names} | {label_column: [target] * len(hit)},
-        features=dataset.features,
-    )
     clean = dataset.select(np.setdiff1d(np.arange(len(dataset)), hit))
     spared = dataset.select(np.setdiff1d(rows, hit))
+    wrong = _replaced(marked, label_column, [target] * len(hit))
     return concatenate_datasets([clean, wrong]), concatenate_datasets([spared, marked])
 
 
-def attack_accuracy(classifier: PixelClassifier, test: EvalDataset, target: int) -> float | None:
+def attack_accuracy(classifier: PixelClassifier, test: TorchDataset, target: int) -> float | None:
     """Share of stamped test images, without those of the target class, that get the target label, in [0, 1].
 
     Args:
         test: a stamped test set as the model's inputs (:func:`zspag_hf.data.images.labelled_dataset`).
         target: the attacker's label, in the model's ids.
     """
-    pixels = torch.stack([item["pixels"] for item in test.__getitems__(range(len(test)))])
-    scores = compute("backdoor_accuracy", predictions=classifier.predict(pixels), references=test.labels, target=target)
+    batches = list(DataLoader(test, batch_size=BATCH))
+    pixels, labels = (torch.cat([batch[key] for batch in batches]) for key in ("pixels", "labels"))
+    scores = compute("backdoor_accuracy", predictions=classifier.predict(pixels), references=labels, target=target)
     return scores["attack_accuracy"]
+
+
+def _replaced(dataset: Dataset, name: str, values: list) -> Dataset:
+    columns = {column: dataset[column][:] for column in dataset.column_names} | {name: values}
+    return Dataset.from_dict(columns, features=dataset.features)

@@ -11,12 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KeptProxies:
-    """Proxies beside the forget images in training.
-
-    pixels ``(P, channels, H, W)`` in [0, 1]; targets ``(P, C)``, the original's outputs without the forgotten classes;
-    labels ``(P,)``, the original's answers; features ``(P, D)``, the original's standardised penultimate features, or
-    None for a model without a head.
-    """
+    """Proxies beside the forget images in training: pixels ``(P, channels, H, W)`` in [0, 1]; targets ``(P, C)``, the
+    original's outputs without the forgotten classes; labels ``(P,)``, its answers; features ``(P, D)``, its
+    standardised penultimate features, or None for a model without a head."""
 
     pixels: Tensor
     targets: Tensor
@@ -28,9 +25,10 @@ class TargetDataset(torch.utils.data.Dataset):
     """Forget images with their target distributions, each paired with a proxy to be kept.
 
     Items: pixels uint8 and targets ``(C,)``; with proxies also proxy_pixels float in [0, 1] and proxy_targets ``(C,)``;
-    with their features also feature_targets ``(D,)``, the features of a proxy of a class drawn from the image's target.
-    What is paired is drawn from seed and epoch, so it depends on neither the batch nor the process. Batches are read by
-    the rows of :class:`SharedBatches`, and have their weights too.
+    with their features also feature_targets ``(D,)``, the features of a proxy of a class drawn from the image's target;
+    with blocks ``(N,)`` also the image's. ``retarget`` gives an epoch's targets. What is paired is drawn from seed and
+    epoch, so it depends on neither the batch nor the process. Batches are read by the rows of :class:`SharedBatches`,
+    and have their weights too.
     """
 
     def __init__(
@@ -47,6 +45,7 @@ class TargetDataset(torch.utils.data.Dataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw targets and pairs of an epoch."""
         if self.retarget is not None:
             self.targets = self.retarget(epoch)
         if self.proxies is None:
@@ -85,7 +84,8 @@ def proxies_like(targets: Tensor, labels: Tensor, generator: torch.Generator) ->
 
 
 class SharedBatches(torch.utils.data.Sampler):
-    """Global batches of a random order, of which each process reads its own rows.
+    """Global batches of a random order, drawn from seed and epoch, of which each process reads its own rows:
+    ``[(index, weight), ...]``.
 
     accelerate would fill up the last batch with rows from the front, other ones for another number of processes. Here
     each row counts once: it comes with the weight W / (rows of the global batch), W processes, and the mean over
@@ -93,11 +93,8 @@ class SharedBatches(torch.utils.data.Sampler):
 
     Args:
         count: rows in all. per_process: rows that a process reads at a time.
-        blocks: ``(count,)``, or None: rows of one number make batches of their own, and numbers come in order.
         rank, size: this process's number, and how many there are.
-
-    Yields:
-        ``[(index, weight), ...]``, in an order drawn from seed and epoch.
+        blocks: ``(count,)``, or None: rows of one number make batches of their own, and numbers come in order.
     """
 
     def __init__(self, count: int, per_process: int, rank: int, size: int, seed: int, blocks: Tensor | None = None):
@@ -106,6 +103,7 @@ class SharedBatches(torch.utils.data.Sampler):
         self.blocks = torch.zeros(count, dtype=torch.long) if blocks is None else blocks
 
     def set_epoch(self, epoch: int) -> None:
+        """Which order is next."""
         self.epoch = epoch
 
     def __len__(self) -> int:

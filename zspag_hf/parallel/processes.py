@@ -8,12 +8,16 @@ part like any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
 from torch import Tensor
 from torch import distributed as dist
+
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -37,7 +41,7 @@ def summed(tensor: Tensor) -> Tensor:
     return reduce(tensor.contiguous().to(PartialState().device), "sum").to(tensor.device)
 
 
-def from_first(value):
+def from_first(value: T) -> T:
     """What the first process passed, to all."""
     if rank_and_size()[1] == 1:
         return value
@@ -54,14 +58,14 @@ def tensors_from_first(tensors: dict[str, Tensor] | None) -> dict[str, Tensor] |
     shapes = from_first(None if tensors is None else {name: (t.shape, t.dtype) for name, t in tensors.items()})
     if shapes is None:
         return None
-    device, found = PartialState().device, {}
+    device, sent = PartialState().device, {}
     for name, (shape, dtype) in shapes.items():
-        mine = tensors[name] if rank == 0 else torch.empty(shape, dtype=dtype)
-        found[name] = broadcast(mine.to(device)).cpu()
-    return found
+        mine = tensors[name] if rank == 0 and tensors else torch.empty(shape, dtype=dtype)
+        sent[name] = broadcast(mine.to(device)).cpu()
+    return sent
 
 
-def each_shared(work: Callable, items: Iterable) -> list:
+def each_shared(work: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
     """``[work(item) for item in items]``, each item by one process, the results known to all."""
     items, (rank, size) = list(items), rank_and_size()
     mine = [(i, work(items[i])) for i in range(len(items))[rank::size]]

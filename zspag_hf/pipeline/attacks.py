@@ -1,7 +1,7 @@
 """Targeted attacks in pixel space (eq. 1): min over delta of CE(f(x + delta), target), ||delta||_p <= eps.
 
-One loop serves every attack; an attack supplies where to start, one step and the projection. Settings follow
-torchattacks unless the class says otherwise.
+One loop serves every attack; an attack supplies its loss and one step. Settings follow torchattacks unless the class
+says otherwise.
 """
 
 from __future__ import annotations
@@ -31,37 +31,36 @@ class Attack:
     """The loop: each image leaves the batch at the step at which the model first answers with its target.
 
     Args:
-        eps: radius of the ball around the image, in units of [0, 1] pixels.
+        eps: radius of the ball around the image, in units of [0, 1] pixels. step_size: length of a step, in the same.
         steps: gradient steps at most.
-        step_size: length of a step, in the same units.
         leave_early: stop an image once it has crossed; False spends every step, and the proxy ends deep in the
             target class.
     """
 
     norm: str
+    step_grows = True  # with the radius
 
-    def __init__(self, eps: float, steps: int, step_size: float | None = None, leave_early: bool = True):
-        self.eps, self.steps, self.leave_early = eps, steps, leave_early
-        self.step_size = step_size
+    def __init__(self, eps: float, steps: int, step_size: float, leave_early: bool = True):
+        self.eps, self.steps, self.step_size, self.leave_early = eps, steps, step_size, leave_early
 
     def at_eps(self, eps: float) -> Attack:
-        """The same attack with another radius; the step grows with it."""
+        """The same attack with another radius."""
         other = copy.copy(self)
         other.eps = eps
-        other.step_size = self.step_size and self.step_size * eps / self.eps
+        other.step_size = self.step_size * eps / self.eps if self.step_grows else self.step_size
         return other
 
-    def start(self, clean: Tensor, seeds: list[int] | None) -> Tensor:
-        return clean.clone()
-
     def loss(self, logits: Tensor, target: Tensor, x: Tensor, clean: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, reduction="none")
+        """What is minimised, of each image ``(N,)``."""
+        return F.cross_entropy(logits, target, reduction="none")  # eq. 1, within project()
 
     def arrived(self, answer: Tensor, target: Tensor) -> Tensor:
         """Which images have crossed, ``(N,)`` bool."""
         return answer == target
 
     def step(self, x: Tensor, grad: Tensor, logits: Tensor, target: Tensor, clean: Tensor, state: dict) -> Tensor:
+        """The images after one step by the loss's gradient, before the projection; ``state`` has their rows in the
+        batch and the number of the step, and keeps what the attack puts there."""
         raise NotImplementedError
 
     def project(self, x: Tensor, clean: Tensor) -> Tensor:
@@ -73,68 +72,49 @@ class Attack:
             delta = delta * (self.eps / l2(delta).clamp_min(1e-12)).clamp_max(1)
         return (clean + delta).clamp(0, 1)
 
-    def __call__(
-        self, classifier: PixelClassifier, pixels: Tensor, target: Tensor, seeds: list[int] | None = None
-    ) -> AttackResult:
-        """Attack one batch.
-
-        Args:
-            pixels: ``(N, channels, H, W)``, uint8 or float in [0, 1].
-            target: ``(N,)`` labels to reach.
-            seeds: one per image, for attacks with a random start: results then do not depend on the batch.
-        """
+    def __call__(self, classifier: PixelClassifier, pixels: Tensor, target: Tensor) -> AttackResult:
+        """Attack one batch: pixels ``(N, channels, H, W)``, uint8 or float in [0, 1], towards the labels ``(N,)``."""
         classifier.model.eval()
-        with frozen(classifier.model):
-            return self.run(classifier, pixels, target, seeds)
-
-    def run(self, classifier: PixelClassifier, pixels: Tensor, target: Tensor, seeds: list[int] | None) -> AttackResult:
-        device = classifier.device
-        clean, target = to_unit(pixels, device), target.to(device)
-        x, state = self.start(clean, seeds), {}
-        active = torch.arange(len(x), device=device)
+        clean, target = to_unit(pixels, classifier.device), target.to(classifier.device)
+        x = clean.clone()
+        active = torch.arange(len(x), device=x.device)
         predicted, taken = torch.empty_like(target), torch.zeros_like(target)
-        for step in range(self.steps + 1):
-            last = step == self.steps
-            xa, ca, ta = x[active].requires_grad_(not last), clean[active], target[active]
-            with torch.set_grad_enabled(not last):
-                logits = classifier(xa)
-                answer = logits.argmax(1)
-            predicted[active], taken[active] = answer, step
-            going = ~self.arrived(answer, ta) if self.leave_early else torch.ones_like(answer, dtype=torch.bool)
-            if last or not going.any():
-                break
-            with torch.enable_grad():
-                grad = self.gradient(logits, ta, xa, ca)
-            rows = going.nonzero().squeeze(1)
-            active = active[rows]
-            state["rows"], state["step"] = active, step
-            moved = self.step(xa.detach()[rows], grad[rows], logits.detach()[rows], ta[rows], ca[rows], state)
-            x[active] = self.project(moved, ca[rows])
+        state: dict = {}
+        with frozen(classifier.model):
+            for step in range(self.steps + 1):
+                last = step == self.steps
+                xa, ca, ta = x[active].requires_grad_(not last), clean[active], target[active]
+                with torch.set_grad_enabled(not last):
+                    logits = classifier(xa)
+                    loss = self.loss(logits, ta, xa, ca).sum()
+                predicted[active] = answer = logits.argmax(1)
+                taken[active] = step
+                going = ~self.arrived(answer, ta) if self.leave_early else torch.ones_like(answer, dtype=torch.bool)
+                if last or not going.any():
+                    break
+                (grad,) = torch.autograd.grad(loss, xa)
+                rows = going.nonzero().squeeze(1)
+                active = active[rows]
+                state |= {"rows": active, "step": step}
+                moved = self.step(xa.detach()[rows], grad[rows], logits.detach()[rows], ta[rows], ca[rows], state)
+                x[active] = self.project(moved, ca[rows])
         return AttackResult(x.cpu(), predicted.cpu(), self.arrived(predicted, target).cpu(), taken.cpu())
-
-    def gradient(self, logits: Tensor, target: Tensor, x: Tensor, clean: Tensor) -> Tensor:
-        return torch.autograd.grad(self.loss(logits, target, x, clean).sum(), x)[0]
 
 
 class PGDLinf(Attack):
-    """Projected gradient descent in the maximum norm (Madry et al. 2017), the paper's attack.
+    """Projected gradient descent in the maximum norm (Madry et al. 2017), the paper's attack; from the image itself,
+    not from a random start, so that nothing is drawn.
 
     The default radius is .1: the paper gives none, and 8/255 leaves most 32-pixel images uncrossed for distant classes.
     """
 
     norm = "inf"
 
-    def __init__(self, eps=0.1, steps=20, step_size=None, leave_early=True, random_start=False):
+    def __init__(self, eps=0.1, steps=20, step_size=None, leave_early=True):
         super().__init__(eps, steps, eps / 4 if step_size is None else step_size, leave_early)
-        self.random_start = random_start
-
-    def start(self, clean, seeds):
-        if not self.random_start:
-            return clean.clone()
-        noise = [torch.rand(clean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return (clean + (torch.stack(noise).to(clean) * 2 - 1) * self.eps).clamp(0, 1)
 
     def step(self, x, grad, logits, target, clean, state):
+        """Down the sign of the gradient."""
         return x - self.step_size * grad.sign()
 
 
@@ -147,14 +127,15 @@ class PGDL2(Attack):
         super().__init__(eps, steps, eps / 5 if step_size is None else step_size, leave_early)
 
     def step(self, x, grad, logits, target, clean, state):
+        """Down the gradient, whatever its length."""
         return x - self.step_size * grad / l2(grad).clamp_min(1e-10)
 
 
 class FGSM(PGDLinf):
     """One signed-gradient step of length eps (Goodfellow et al. 2015)."""
 
-    def __init__(self, eps=0.1, steps=1, step_size=None, leave_early=True, random_start=False):
-        super().__init__(eps, 1, eps, leave_early, random_start)
+    def __init__(self, eps=0.1, steps=1, step_size=None, leave_early=True):
+        super().__init__(eps, 1, eps, leave_early)
 
 
 class CW(Attack):
@@ -172,11 +153,13 @@ class CW(Attack):
         self.c, self.kappa = c, kappa
 
     def loss(self, logits, target, x, clean):
+        """Squared distance, and c times the margin by which the target is missed."""
         others = logits.scatter(1, target[:, None], -torch.inf).amax(1)
         margin = (others - logits.gather(1, target[:, None]).squeeze(1)).clamp_min(-self.kappa)
         return (x - clean).square().flatten(1).sum(1) + self.c * margin
 
     def step(self, x, grad, logits, target, clean, state):
+        """Adam's, in w."""
         rows, step = state["rows"], state["step"] + 1
         if step == 1:
             shape = (int(rows.max()) + 1, *x.shape[1:])
@@ -197,18 +180,17 @@ class DeepFool(Attack):
     """
 
     norm = "2"
+    step_grows = False
 
     def __init__(self, eps=3.0, steps=50, step_size=0.02, leave_early=True):
         super().__init__(eps, steps, step_size, leave_early)
 
-    def at_eps(self, eps):
-        return type(self)(eps, self.steps, self.step_size, self.leave_early)
-
     def loss(self, logits, target, x, clean):
-        top = logits.amax(1)
-        return top - logits.gather(1, target[:, None]).squeeze(1)
+        """f_y - f_t, the gap to the target."""
+        return logits.amax(1) - logits.gather(1, target[:, None]).squeeze(1)
 
     def step(self, x, grad, logits, target, clean, state):
+        """A little beyond the boundary."""
         gap = self.loss(logits, target, x, clean).view(-1, 1, 1, 1)
         return x - (1 + self.step_size) * (gap + 1e-4) * grad / l2(grad).square().clamp_min(1e-10)
 
@@ -218,10 +200,4 @@ def l2(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
-ATTACKS: dict[str, type[Attack]] = {
-    "pgd": PGDLinf,
-    "pgd_l2": PGDL2,
-    "fgsm": FGSM,
-    "cw": CW,
-    "deepfool": DeepFool,
-}
+ATTACKS: dict[str, type[Attack]] = {"pgd": PGDLinf, "pgd_l2": PGDL2, "fgsm": FGSM, "cw": CW, "deepfool": DeepFool}

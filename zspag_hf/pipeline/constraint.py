@@ -2,59 +2,66 @@
 
 Projecting the gradient is exact for plain SGD alone: momentum kept from before, AdamW's element-wise scaling and weight
 decay all leave the subspace (measured: 73 % of the displacement with SGD and momentum, 40 % with AdamW). So the weights
-are corrected after each step, by the optimizer's own hooks. Each row of a weight is corrected by itself, so under FSDP2
-(:mod:`zspag_hf.parallel.sharding`) every process corrects the rows that it holds.
+are corrected after each step, by the optimizer's own hooks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..parallel.sharding import group_rows, own_rows, pieces
-from .layers import Layer
+from .layers import Layer, Layers, Tensors
 from .subspaces import Basis
+
+
+class Part(NamedTuple):
+    """One group of a layer: u ``(d_in, rank)`` and start = W0 u, or the complement q and start = W0 ``(out, d_in)``."""
+
+    layer: Layer
+    group: int
+    u: Tensor | None
+    start: Tensor
+    q: Tensor | None
 
 
 class HardConstraint:
     """After every step, (W - W0) U = 0 exactly: the displacement, not the gradient, is projected (eq. 5).
 
     W <- W - (W U - W0 U) U^T in float32. Idempotent, and exact for any optimizer. Where the rank exceeds half the width
-    the complement Q is stored instead: W <- W0 + (W - W0) Q Q^T.
-
-    Args:
-        layers: the constrained layers; a layer without a basis is left free.
-        bases: layer name -> :class:`Basis` with ``(width, rank)`` vectors a group.
+    the complement Q is stored instead: W <- W0 + (W - W0) Q Q^T. A layer without a basis is left free.
     """
 
-    def __init__(self, layers: dict[str, Layer], bases: dict[str, Basis]):
-        self.parts = []
+    def __init__(self, layers: Layers, bases: Mapping[str, Basis]):
+        self.parts: list[Part] = []
         for name, basis in bases.items():
             layer = layers[name]
-            start = layer.matrix(layer.weight.detach())
             for group, vectors in enumerate(basis.vectors):
-                w0 = start[group]
+                w0 = layer.matrix(layer.weight.detach())[group]
                 if layer.frame is not None:
                     vectors = layer.frame[group].to(vectors) @ vectors
-                if vectors.shape[1] <= layer.d_in / 2:
+                rank = vectors.shape[1]
+                if rank <= layer.d_in / 2:
                     u = vectors.to(w0)
-                    self.parts.append((layer, group, u, w0 @ u, None))
+                    self.parts.append(Part(layer, group, u, w0 @ u, None))
                 else:
-                    full = torch.linalg.qr(vectors, mode="complete").Q
-                    self.parts.append((layer, group, None, w0.clone(), full[:, vectors.shape[1] :].to(w0)))
+                    q = torch.linalg.qr(vectors, mode="complete").Q[:, rank:].to(w0)
+                    self.parts.append(Part(layer, group, None, w0.clone(), q))
 
-    @torch.no_grad()
-    def before_step(self, *_):
+    def before_step(self, *_: Any) -> None:
         """Nothing to remember: the projection refers to W0."""
 
     @torch.no_grad()
-    def after_step(self, *_):
+    def after_step(self, *_: Any) -> None:
+        """Project every displacement."""
         for layer, group, u, start, q in self.parts:
-            w, mine = group_rows(layer, group)
-            if q is None:
-                w -= (w @ u - start[mine]) @ u.T
-            else:
-                w.copy_(start[mine] + (w - start[mine]) @ q @ q.T)
+            w = layer.matrix(layer.weight)[group]
+            if u is not None:
+                w -= (w @ u - start) @ u.T  # eq. 5: P = I - U U^T, on the sum of all steps
+            elif q is not None:
+                w.copy_(start + (w - start) @ q @ q.T)  # the same by P = Q Q^T
 
 
 class SoftConstraint:
@@ -62,58 +69,53 @@ class SoftConstraint:
 
     A Tikhonov-damped null space, the input half of K-FAC: every direction pays by how much the proxies use it. Not
     idempotent, so it acts on one step's update, never on the whole displacement; exact for any optimizer, momentum and
-    weight decay included.
+    weight decay included. Adaptive runs change ``step_scale``, the factor s.
 
-    Attributes:
-        step_scale: factor s on every damped update; adaptive runs change it.
+    Args:
+        dampings: layer name -> ``(groups, width, width)``; tensors that layers share are converted once.
     """
 
-    def __init__(self, layers: dict[str, Layer], dampings: dict[str, Tensor], step_scale: float = 1.0):
+    def __init__(self, layers: Layers, dampings: Tensors, step_scale: float = 1.0):
         self.layers = {name: layers[name] for name in dampings}
         self.step_scale = step_scale
-        self.dampings: dict[str, Tensor] = {}
-        self.set_dampings(dampings)
-        self.before: dict[str, Tensor] = {}
-
-    def set_dampings(self, dampings: dict[str, Tensor]) -> None:
-        """Replace the dampings, ``(groups, width, width)`` a layer; tensors that layers share are converted once."""
         placed: dict[int, Tensor] = {}
         for name, damping in dampings.items():
             if id(damping) not in placed:
                 placed[id(damping)] = damping.to(self.layers[name].weight)
-            self.dampings[name] = placed[id(damping)]
+        self.dampings = {name: placed[id(damping)] for name, damping in dampings.items()}
+        self.before: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def before_step(self, *_):
+    def before_step(self, *_: Any) -> None:
+        """Remember the weights that move."""
         for name, layer in self.layers.items():
             if layer.weight.requires_grad:
-                self.before[name] = own_rows(layer.weight)[0].clone()
+                self.before[name] = layer.weight.clone()
 
     @torch.no_grad()
-    def after_step(self, *_):
+    def after_step(self, *_: Any) -> None:
+        """Damp every update."""
         for name, before in self.before.items():
             layer = self.layers[name]
-            rows, first = own_rows(layer.weight)
-            update = rows - before
-            rows.copy_(before)
-            for (w, groups), (part, _) in zip(pieces(layer, rows, first), pieces(layer, update, first), strict=True):
-                w.add_(damped(layer, part, self.dampings[name], groups), alpha=self.step_scale)
+            update = layer.weight - before
+            layer.weight.copy_(before)
+            change = damped(layer, layer.matrix(update), self.dampings[name])
+            layer.matrix(layer.weight).add_(change, alpha=self.step_scale)
         self.before.clear()
 
 
-def damped(layer: Layer, update: Tensor, damping: Tensor, groups: slice = slice(None)) -> Tensor:
-    """``update @ damping``, ``(groups, n, d_in)``, any rows of the named groups; outside of a layer's frame nothing is
-    damped."""
-    damping = damping[groups].to(update)
+def damped(layer: Layer, update: Tensor, damping: Tensor) -> Tensor:
+    """``update @ damping``, ``(groups, out, d_in)``; outside of a layer's frame nothing is damped."""
+    damping = damping.to(update)
     if layer.frame is None:
         return update @ damping
-    frame = layer.frame[groups].to(update)
+    frame = layer.frame.to(update)
     inside = update @ frame
     return update - (inside - inside @ damping) @ frame.mT
 
 
-def attach(constraint: HardConstraint | SoftConstraint, optimizer: torch.optim.Optimizer) -> list:
-    """Run the constraint around every ``optimizer.step()``; returns handles with ``remove()``."""
+def attach(constraint: Any, optimizer: torch.optim.Optimizer) -> list:
+    """Run ``before_step`` and ``after_step`` around every ``optimizer.step()``; returns handles with ``remove()``."""
     return [
         optimizer.register_step_pre_hook(constraint.before_step),
         optimizer.register_step_post_hook(constraint.after_step),

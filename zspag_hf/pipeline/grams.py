@@ -7,21 +7,24 @@ even that is too large, the rows are described in a subspace found by random pro
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import UnlearningError
 from ..parallel.processes import my_batches, summed
 from .classifier import PixelClassifier, to_unit
-from .layers import Layer
+from .layers import Layer, Layers, Tensors, input_hooks
 
 FRAME_WIDTH = 1024  # columns of a frame: more than the rank of any stack of 1,000 proxies with one row an image
 GIGABYTE = 1e9
-BATCH = 32  # images of a forward pass in which inputs of layers are turned into rows of float64
+ROW_BATCH = 32  # images of a forward pass in which inputs of layers are turned into rows of float64
+TINY = 1e-300  # in place of the zero energy of a layer whose input is nothing
+
+Visit = Callable[[str, Tensor, Tensor], None]
 
 
 @torch.no_grad()
@@ -29,22 +32,19 @@ def collect_grams(
     classifier: PixelClassifier,
     pixels: Tensor,
     labels: Tensor,
-    layers: dict[str, Layer],
-    batch_size: int = BATCH,
+    layers: Layers,
     disable_progress: bool = True,
     max_memory_gb: float = float("inf"),
 ) -> dict[str, Tensor]:
     """Mean over labels of the trace-normalised Gram matrices of every layer's input.
 
     G = (1/K) sum_k R_k R_k^T / tr(R_k R_k^T): each class weighs the same, in any order, with one matrix a layer for any
-    number of classes. This replaces the incremental merge of eq. 4 (see :func:`.subspaces.merge_class`); the
-    ranks are the same on a small ViT. Two forward passes at least: the first measures the traces, which one class can
-    do without, then one follows for each group of layers whose matrices fit in ``max_memory_gb`` together. Processes
-    share the batches.
+    number of classes, in place of the incremental merge of eq. 4 (:func:`.subspaces.merge_class`); ranks are the same
+    on a small ViT. A first forward pass measures the traces, which one class can do without; then one follows for each
+    group of layers whose matrices fit in ``max_memory_gb`` together. Processes share the batches.
 
     Args:
-        pixels: ``(N, channels, H, W)``, uint8 or float in [0, 1].
-        labels: ``(N,)``, the class that each image stands for.
+        pixels: ``(N, channels, H, W)``, uint8 or float in [0, 1]. labels: ``(N,)``, the class an image stands for.
         max_memory_gb: bound on the matrices that are summed at the same time, at least one layer's.
 
     Returns:
@@ -57,109 +57,101 @@ def collect_grams(
     shared = shared_inputs(classifier, layers, pixels[:2])
     leaders = {name: layer for name, layer in layers.items() if name not in shared}
     several = len(labels.unique()) > 1  # of one class the trace is known at the end
-    shares = class_shares(classifier, pixels, labels, leaders, batch_size, disable_progress) if several else None
+    shares = class_shares(classifier, pixels, labels, leaders, disable_progress) if several else None
     grams: dict[str, Tensor] = {}
     for group in groups_within(leaders, max_memory_gb):
         sums = {n: zeros(classifier, layer.groups, layer.width, layer.width) for n, layer in group.items()}
 
-        def accumulate(name, rows, which, sums=sums):
+        def accumulate(name: str, rows: Tensor, which: Tensor, sums: dict[str, Tensor] = sums) -> None:
             rows = rows.double()
             if shares is not None:
                 scale = shares[name][which].sqrt().to(rows).repeat_interleave(rows.shape[1] // len(which))
                 rows = rows * scale[None, :, None]
             sums[name] += rows.mT @ rows
 
-        visit_inputs(classifier, pixels, group, accumulate, batch_size, "Subspaces", disable_progress)
+        visit_inputs(classifier, pixels, group, accumulate, "Subspaces", disable_progress)
         for name, gram in sums.items():
             gram = summed(gram)
-            trace = torch.einsum("gii->", gram)
-            check_finite({name: trace}, len(pixels))
-            gram = gram if several else gram / trace.clamp_min(1e-300)
+            trace = finite(name, torch.einsum("gii->", gram), len(pixels))
+            gram = gram if several else gram / trace.clamp_min(TINY)
             grams[name] = ((gram + gram.mT) / 2).cpu()
         del sums, accumulate
     return {name: grams[shared.get(name, name)] for name in layers}
 
 
-def class_shares(classifier, pixels, labels, layers, batch_size, disable_progress) -> dict[str, Tensor]:
+def class_shares(
+    classifier: PixelClassifier, pixels: Tensor, labels: Tensor, layers: Layers, disable_progress: bool
+) -> dict[str, Tensor]:
     """Layer name -> ``(N,)`` float64: 1 / (K tr(R_k R_k^T)) with k the image's class, what each of its rows weighs."""
     classes, index = labels.unique(return_inverse=True)
     traces = {name: zeros(classifier, len(classes)) for name in layers}
 
-    def measure(name, rows, which):
+    def measure(name: str, rows: Tensor, which: Tensor) -> None:
         per_image = rows.double().square().sum(-1).sum(0).view(len(which), -1).sum(1)
         traces[name].index_add_(0, index[which].to(per_image.device), per_image)
 
-    visit_inputs(classifier, pixels, layers, measure, batch_size, "Subspaces: traces", disable_progress)
-    traces = {name: summed(trace).cpu() for name, trace in traces.items()}
-    check_finite(traces, len(pixels))
-    return {name: (1 / (len(classes) * trace.clamp_min(1e-300)))[index] for name, trace in traces.items()}
+    visit_inputs(classifier, pixels, layers, measure, "Subspaces: traces", disable_progress)
+    traces = {name: finite(name, summed(trace).cpu(), len(pixels)) for name, trace in traces.items()}
+    return {name: (1 / (len(classes) * trace.clamp_min(TINY)))[index] for name, trace in traces.items()}
 
 
-def check_finite(sums: dict[str, Tensor], images: int) -> None:
-    """Refuse layers whose inputs do not add up to something finite.
+def finite(name: str, total: Tensor, images: int) -> Tensor:
+    """What a layer's inputs add up to.
 
     Raises:
-        UnlearningError: it names the first one.
+        UnlearningError: they are not finite.
     """
-    for name, total in sums.items():
-        if not torch.isfinite(total).all():
-            raise UnlearningError(
-                f"the input of layer {name!r} is not finite on {images} images: give a model with finite outputs."
-            )
+    if not torch.isfinite(total).all():
+        raise UnlearningError(
+            f"the input of layer {name!r} is not finite on {images} images: give a model with finite outputs."
+        )
+    return total
 
 
 def zeros(classifier: PixelClassifier, *shape: int) -> Tensor:
+    """In float64, where the model is."""
     return torch.zeros(shape, dtype=torch.float64, device=classifier.device)
 
 
-def groups_within(layers: dict[str, Layer], max_memory_gb: float) -> list[dict[str, Layer]]:
+def groups_within(layers: Layers, max_memory_gb: float) -> list[dict[str, Layer]]:
     """The layers in order, as many at a time as have their Gram matrices in so much memory; one at least."""
-    groups, held = [{}], 0.0
+    groups: list[dict[str, Layer]] = []
+    room = 0.0
     for name, layer in layers.items():
         size = 8 * layer.groups * layer.width**2 / GIGABYTE
-        if groups[-1] and held + size > max_memory_gb:
+        if not groups or size > room:
             groups.append({})
-            held = 0.0
+            room = max_memory_gb
         groups[-1][name] = layer
-        held += size
+        room -= size
     return groups
 
 
-def visit_inputs(classifier, pixels, layers, visit, batch_size: int, title: str, disable_progress: bool) -> None:
+def visit_inputs(
+    classifier: PixelClassifier, pixels: Tensor, layers: Layers, visit: Visit, title: str, disable_progress: bool
+) -> None:
     """Call ``visit(name, rows, which)`` on every layer's input of every batch of this process; ``which`` are the
     batch's images."""
     classifier.model.eval()
-    for batch in tqdm(my_batches(len(pixels), batch_size), desc=title, disable=disable_progress):
+    for batch in tqdm(my_batches(len(pixels), ROW_BATCH), desc=title, disable=disable_progress):
         which = torch.arange(batch.start, batch.stop)
-        with input_hooks(layers, lambda name, x, which=which: visit(name, layers[name].rows(x), which)):
+
+        def look(name: str, x: Tensor, which: Tensor = which) -> None:
+            visit(name, layers[name].rows(x), which)
+
+        with input_hooks(readers(layers), look):
             classifier(to_unit(pixels[batch], classifier.device))
 
 
-@contextlib.contextmanager
-def input_hooks(layers: dict[str, Layer], look):
-    """Call ``look(name, input)`` on every input of every layer during a forward pass."""
-
-    def hook(name):
-        return lambda _module, args: look(name, args[0].detach())
-
-    handles = [
-        module.register_forward_pre_hook(hook(name))
-        for name, layer in layers.items()
-        for module in (layer.module, *layer.sharers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def readers(layers: Layers) -> list[tuple[str, nn.Module]]:
+    """(layer name, module) of every layer and of its sharers."""
+    return [(name, module) for name, layer in layers.items() for module in (layer.module, *layer.sharers)]
 
 
 @torch.no_grad()
-def shared_inputs(classifier: PixelClassifier, layers: dict[str, Layer], pixels: Tensor) -> dict[str, str]:
-    """Follower -> leader for layers that read the same tensors, found by one forward pass on a few images.
-
-    Read off the tensors themselves (address, shape, strides, version), never off names.
-    """
+def shared_inputs(classifier: PixelClassifier, layers: Layers, pixels: Tensor) -> dict[str, str]:
+    """Follower -> leader for layers that read the same tensors. By one forward pass on a few images, from the tensors
+    themselves (address, shape, strides, version), never from names."""
     seen: list[Tensor] = []  # holds the tensors, so that no address is reused within the pass
     reads: dict[str, tuple] = {}  # all that a layer reads, a module may run more than once
 
@@ -169,14 +161,12 @@ def shared_inputs(classifier: PixelClassifier, layers: dict[str, Layer], pixels:
         reads[name] = (*reads.get(name, ()), key)
 
     classifier.model.eval()
-    with input_hooks(layers, look):
+    with input_hooks(readers(layers), look):
         classifier(to_unit(pixels, classifier.device))
-    leaders, shared = {}, {}
-    for name, keys in reads.items():
-        leader = leaders.setdefault(keys, name)
-        if leader != name and not layers[name].sharers and not layers[leader].sharers:
-            shared[name] = leader
-    return shared
+    first: dict[tuple, str] = {}
+    leaders = {name: first.setdefault(keys, name) for name, keys in reads.items()}
+    tied = {name for name, layer in layers.items() if layer.sharers}
+    return {name: leader for name, leader in leaders.items() if leader != name and not {name, leader} & tied}
 
 
 @dataclass(frozen=True)
@@ -187,37 +177,31 @@ class Frame:
     missed: float
 
 
-def too_wide(layers: dict[str, Layer], max_memory_gb: float) -> list[str]:
+def too_wide(layers: Layers, max_memory_gb: float) -> list[str]:
     """The layers that need a frame, widest first, until what is kept for the others (a float32 ``d_in x d_in`` matrix
     each) fits, and so does the float64 matrix of each while it is decomposed (three of them)."""
     kept = sum(4 * layer.groups * layer.d_in**2 for layer in layers.values()) / GIGABYTE
-    found = []
+    wide = []
     for name, layer in sorted(layers.items(), key=lambda item: -item[1].d_in):
         alone = 3 * 8 * layer.d_in**2 / GIGABYTE
         if layer.d_in > FRAME_WIDTH and (kept > max_memory_gb or alone > max_memory_gb):
-            found.append(name)
+            wide.append(name)
             kept -= 4 * layer.groups * layer.d_in * (layer.d_in - FRAME_WIDTH) / GIGABYTE
-    return found
+    return wide
 
 
 @torch.no_grad()
 def find_frames(
     classifier: PixelClassifier,
     pixels: Tensor,
-    layers: dict[str, Layer],
+    layers: Layers,
     names: list[str],
     seed: int = 0,
-    batch_size: int = BATCH,
     disable_progress: bool = True,
 ) -> dict[str, Frame]:
-    """For wide layers a subspace that holds nearly all rows: the randomised range finder (Halko, Martinsson and Tropp
-    2011, algorithm 4.4), streamed, with one power iteration: three forward passes.
-
-    Args:
-        names: layers to find one for. The others are not touched.
-
-    Returns:
-        layer name -> :class:`Frame` of at most ``FRAME_WIDTH`` columns a group.
+    """For the named layers a subspace that holds nearly all rows, of at most ``FRAME_WIDTH`` columns a group: the
+    randomised range finder (Halko, Martinsson and Tropp 2011, algorithm 4.4), streamed, with one power iteration: three
+    forward passes.
 
     Raises:
         UnlearningError: a layer's input is not finite on the images.
@@ -230,45 +214,40 @@ def find_frames(
         name: torch.randn(layer.groups, layer.d_in, min(FRAME_WIDTH, layer.d_in), generator=generator)
         for name, layer in leaders.items()
     }
-
     for title in ("Wide layers: range", "Wide layers: power iteration"):
         products = {name: torch.zeros_like(c, device=classifier.device) for name, c in columns.items()}
 
-        def multiply(name, rows, _which, products=products, columns=columns):
+        def multiply(name: str, rows: Tensor, _which: Tensor, products=products, columns=columns) -> None:
             products[name] += rows.mT @ (rows @ columns[name].to(rows))
 
-        visit_inputs(classifier, pixels, leaders, multiply, batch_size, title, disable_progress)
-        products = {name: summed(product) for name, product in products.items()}
-        check_finite(products, len(pixels))
-        columns = {name: torch.linalg.qr(product).Q.cpu() for name, product in products.items()}
-    missed = energy_missed(classifier, pixels, leaders, columns, batch_size, disable_progress)
+        visit_inputs(classifier, pixels, leaders, multiply, title, disable_progress)
+        sums = {name: finite(name, summed(product), len(pixels)) for name, product in products.items()}
+        columns = {name: torch.linalg.qr(product).Q.cpu() for name, product in sums.items()}
+    missed = energy_missed(classifier, pixels, leaders, columns, disable_progress)
     frames = {name: Frame(columns[name], missed[name]) for name in leaders}
     return {name: frames[shared.get(name, name)] for name in chosen}
 
 
 @torch.no_grad()
 def energy_missed(
-    classifier: PixelClassifier,
-    pixels: Tensor,
-    layers: dict[str, Layer],
-    columns: dict[str, Tensor],
-    batch_size: int = BATCH,
-    disable_progress: bool = True,
+    classifier: PixelClassifier, pixels: Tensor, layers: Layers, columns: Tensors, disable_progress: bool = True
 ) -> dict[str, float]:
     """Share of the rows' energy outside of the span of some columns ``(groups, d_in, k)``, in [0, 1], by layer."""
     energy = {name: zeros(classifier, 2) for name in columns}
     plain = {name: replace(layers[name], frame=None) for name in columns}
 
-    def measure(name, rows, _which):
+    def measure(name: str, rows: Tensor, _which: Tensor) -> None:
         inside = (rows @ columns[name].to(rows)).double().square().sum()
         energy[name] += torch.stack([inside, rows.double().square().sum()])
 
-    visit_inputs(classifier, pixels, plain, measure, batch_size, "Wide layers: error", disable_progress)
+    visit_inputs(classifier, pixels, plain, measure, "Wide layers: error", disable_progress)
     shares = {name: summed(both).tolist() for name, both in energy.items()}
-    return {name: max(0.0, 1 - inside / max(whole, 1e-300)) for name, (inside, whole) in shares.items()}
+    return {name: max(0.0, 1 - inside / max(whole, TINY)) for name, (inside, whole) in shares.items()}
 
 
-def framed(layers: dict[str, Layer], frames: dict[str, Frame]) -> dict[str, Layer]:
+def framed(layers: Layers, frames: Mapping[str, Frame]) -> dict[str, Layer]:
     """The layers, with their frames, on their weights' device, where they have one."""
-    placed = {name: frame.columns.to(layers[name].weight) for name, frame in frames.items()}
-    return {name: replace(layer, frame=placed[name]) if name in placed else layer for name, layer in layers.items()}
+    return {
+        name: replace(layer, frame=frames[name].columns.to(layer.weight)) if name in frames else layer
+        for name, layer in layers.items()
+    }

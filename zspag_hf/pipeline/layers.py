@@ -6,6 +6,8 @@ tests/cases.py.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
 
+LAYER_TYPES = (nn.Linear, nn.Conv2d, Conv1D)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -23,12 +27,11 @@ class Layer:
     Attributes:
         name: qualified module name; the weight is ``name + ".weight"``.
         module: the layer.
-        sharers: further modules that use the very same weight; their inputs count towards its subspace.
         groups: 1, or the groups of a convolution, each with a subspace of its own.
         d_in: width of an input row, the layer's fan-in in one group.
+        sharers: further modules that use the very same weight; their inputs count towards its subspace.
         frame: None, or ``(groups, d_in, k)`` with orthonormal columns: a layer too wide for a ``d_in x d_in`` matrix is
-            described by its rows' coordinates in a subspace that holds nearly all of them
-            (:func:`zspag_hf.pipeline.grams.find_frames`).
+            described by its rows' coordinates in a subspace that holds nearly all of them (:class:`.grams.Frame`).
     """
 
     name: str
@@ -40,7 +43,8 @@ class Layer:
 
     @property
     def weight(self) -> nn.Parameter:
-        return self.module.weight
+        """Of the module."""
+        return self.module.get_parameter("weight")
 
     @property
     def width(self) -> int:
@@ -57,19 +61,19 @@ class Layer:
 
         Rows of one image are contiguous and equal in number. ``matrix(weight)`` times a row is the layer's output.
         """
-        if not isinstance(self.module, nn.Conv2d):
-            return x.reshape(1, -1, self.d_in)
         conv = self.module
+        if not isinstance(conv, nn.Conv2d):
+            return x.reshape(1, -1, self.d_in)
+        padding: tuple[int, ...] = (0, 0)
         if conv.padding_mode != "zeros":
-            x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+            x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
         elif isinstance(conv.padding, str):
-            x, padding = F.pad(x, conv._reversed_padding_repeated_twice), 0
+            x = F.pad(x, conv._reversed_padding_repeated_twice)
         else:
             padding = conv.padding
         patches = F.unfold(x, conv.kernel_size, conv.dilation, padding, conv.stride)  # (N, C_in k k, positions)
-        n, _, positions = patches.shape
-        patches = patches.view(n, self.groups, self.d_in, positions)
-        return patches.permute(1, 0, 3, 2).reshape(self.groups, n * positions, self.d_in)
+        patches = patches.view(len(x), self.groups, self.d_in, -1)
+        return patches.permute(1, 0, 3, 2).reshape(self.groups, -1, self.d_in)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as ``(groups, out / groups, d_in)``: a view, so writing to it writes the weight."""
@@ -79,52 +83,54 @@ class Layer:
 
     def row_key(self) -> tuple:
         """Layers with equal keys and the same input have the same inputs, so their Gram matrix is computed once."""
-        if not isinstance(self.module, nn.Conv2d):
-            return ("linear", self.d_in)
         conv = self.module
+        if not isinstance(conv, nn.Conv2d):
+            return ("linear", self.d_in)
         return ("conv", conv.kernel_size, conv.stride, conv.padding, conv.dilation, self.groups, conv.padding_mode)
 
 
-LAYER_TYPES = (nn.Linear, nn.Conv2d, Conv1D)
+Layers = Mapping[str, Layer]  # by their names
+Tensors = Mapping[str, Tensor]  # by their layers' names
 
 
 def as_layer(name: str, module: nn.Module) -> Layer:
     """The :class:`Layer` of a module of one of ``LAYER_TYPES``."""
+    weight = module.get_parameter("weight")
     if isinstance(module, nn.Conv2d):
-        return Layer(name, module, module.groups, module.weight[0].numel())
-    if isinstance(module, Conv1D):
-        return Layer(name, module, 1, module.weight.shape[0])
-    return Layer(name, module, 1, module.in_features)
+        return Layer(name, module, module.groups, weight[0].numel())
+    return Layer(name, module, 1, weight.shape[0 if isinstance(module, Conv1D) else 1])
 
 
-def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
-    """The layers that unlearning may change: every linear or convolution layer whose rows are the images'.
-
-    Everything else is frozen: biases, norms, tokens, position tables, embeddings; modules that never fire, such as the
-    ``out_proj`` inside ``nn.MultiheadAttention``, whose weight is used without calling the module (DESIGN 4.2); layers
-    that are no plain product with a weight of their own (BiT standardises it first, a parametrisation computes it);
-    layers that read something else than the images (the position-bias MLP of Swin V2, the queries of Perceiver's cross
-    attention); and layers whose input does not begin with the images (a transformer with ``batch_first=False``), whose
-    rows belong to no image. A weight that several modules share is listed once, under the first name, if all of them
-    may be listed.
-
-    Args:
-        model: the classifier.
-        run_forward: a function that calls the model once, on two images at least. It is run twice, the second time with
-            the last image changed: a layer reads images where its input changes then, in the last image's part alone.
-
-    Returns:
-        Layers in the order in which the forward pass reaches them.
-
-    Raises:
-        UnlearningError: no layer is left.
-    """
+def plain_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module of ``LAYER_TYPES`` that is a product with a weight of its own and nothing else: BiT standardises
+    its weights first, a parametrisation computes them."""
     plain = [kind.forward for kind in LAYER_TYPES]
-    named = {
+    return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, LAYER_TYPES) and type(module).forward in plain and isinstance(module.weight, nn.Parameter)
     }
+
+
+def constrained_layers(model: nn.Module, run_forward: Callable[[], object]) -> dict[str, Layer]:
+    """The layers that unlearning may change, in the order of the forward pass: every linear or convolution layer whose
+    rows are the images'.
+
+    Everything else is frozen: biases, norms, tokens, position tables, embeddings; modules that never fire (the
+    ``out_proj`` inside ``nn.MultiheadAttention``, whose weight is used without calling the module); layers that are no
+    plain product (:func:`plain_layers`); layers that read something else than the images (the position-bias MLP of
+    Swin V2, the queries of Perceiver's cross attention); and layers whose input does not begin with the images (a
+    transformer with ``batch_first=False``). A weight that several modules share is listed once, under the first name,
+    if all of them may be listed.
+
+    Args:
+        run_forward: calls the model on two images at least; twice, the second time with the last image changed: a layer
+            reads images where its input changes then, in the last image's part alone.
+
+    Raises:
+        UnlearningError: no layer is left.
+    """
+    named = plain_layers(model)
     before: dict[str, list[Tensor]] = {}
     reads: dict[str, bool] = {}
 
@@ -135,9 +141,11 @@ def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
         reads[name] = reads_images(before[name].pop(0), x, len(images)) and reads.get(name, True)
 
     images = run_watched(model, named, run_forward, keep)
-    run_watched(model, named, run_forward, compare, with_another_last_image(images))
+    noise = torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
+    run_watched(model, named, run_forward, compare, torch.cat([images[:-1], images[-1:] + noise]))
     frozen = {id(named[name].weight) for name in reads if not reads[name]}
-    layers, owner = {}, {}
+    layers: dict[str, Layer] = {}
+    owner: dict[int, str] = {}
     for name in (name for name in reads if id(named[name].weight) not in frozen):
         first = owner.setdefault(id(named[name].weight), name)
         if first == name:
@@ -152,36 +160,48 @@ def constrained_layers(model: nn.Module, run_forward) -> dict[str, Layer]:
     return layers
 
 
-def run_watched(model: nn.Module, named: dict[str, nn.Module], run_forward, visit, images: Tensor | None = None):
-    """One forward pass, with ``visit(name, input)`` for each call of a named module; returns what the model read.
+@contextlib.contextmanager
+def input_hooks(modules: Iterable[tuple[str, nn.Module]], look: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Call ``look(name, input)`` on every input of every named module during the forward passes of the block."""
 
-    Args:
-        images: what the model is to read in place of what ``run_forward`` gives it.
-    """
+    def hook(name: str) -> Callable[[nn.Module, tuple], None]:
+        def run(_module: nn.Module, args: tuple) -> None:
+            look(name, args[0])
+
+        return run
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_watched(
+    model: nn.Module,
+    named: Mapping[str, nn.Module],
+    run_forward: Callable[[], object],
+    visit: Callable[[str, Tensor], object],
+    images: Tensor | None = None,
+) -> Tensor:
+    """One forward pass, with ``visit(name, input)`` for each call of a named module; returns what the model read. It is
+    to read ``images`` in place of what ``run_forward`` gives it, where there are any."""
     read: list[Tensor] = []
 
-    def look(_module, args: tuple, kwargs: dict):
+    def look(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         read.append(args[0] if args else kwargs["pixel_values"])
         if images is None:
             return None
         return ((images, *args[1:]), kwargs) if args else (args, kwargs | {"pixel_values": images})
 
-    hooks = [model.register_forward_pre_hook(look, with_kwargs=True)]
-    hooks += [
-        module.register_forward_pre_hook(lambda _m, x, name=name: visit(name, x[0])) for name, module in named.items()
-    ]
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), input_hooks(named.items(), visit):
             run_forward()
     finally:
-        for hook in hooks:
-            hook.remove()
+        handle.remove()
     return read[0]
-
-
-def with_another_last_image(images: Tensor) -> Tensor:
-    noise = torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(0))
-    return torch.cat([images[:-1], images[-1:] + noise.to(images)])
 
 
 def reads_images(before: Tensor, after: Tensor, images: int) -> bool:
@@ -194,15 +214,8 @@ def reads_images(before: Tensor, after: Tensor, images: int) -> bool:
     return not (change[:-1] > 1e-3 * change[-1]).any()  # not 0: sums may be ordered otherwise
 
 
-def head_name(layers: dict[str, Layer], num_labels: int) -> str | None:
-    """The classification head: the last layer reached whose output has one value a label.
-
-    Distilled models (DeiT, LeViT) have two heads; the last one reached is returned and the other counts as deep. None
-    where no layer has that many outputs.
-    """
-    widths = {
-        name: layer.matrix(layer.weight).shape[0] * layer.matrix(layer.weight).shape[1]
-        for name, layer in layers.items()
-    }
-    heads = [name for name, width in widths.items() if width == num_labels]
+def head_name(layers: Layers, num_labels: int) -> str | None:
+    """The classification head: the last layer reached whose output has one value a label; None where none has. Of the
+    two heads of distilled models (DeiT, LeViT) the first one reached counts as deep."""
+    heads = [name for name, layer in layers.items() if layer.weight.numel() == num_labels * layer.d_in]
     return heads[-1] if heads else None

@@ -12,9 +12,11 @@ from ..errors import UnlearningError
 from ..parallel.processes import my_batches, summed
 from .attacks import Attack
 from .classifier import PixelClassifier, gradient_batch, to_unit
-from .pseudo_labels import retained_mask
+from .pseudo_labels import Ids, retained_mask
 
 POLICIES = ("quota", "second")
+
+Pairs = list[tuple[int, int]]  # (image index, class) that it is attacked towards
 
 
 @dataclass(frozen=True)
@@ -41,30 +43,31 @@ class ProxySet:
         return len(self.labels)
 
 
+def second_best(logits: Tensor, forget_ids: Ids, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The logits ``(N, C)`` with -inf where an image is not to be attacked towards a class, and each image's target."""
+    scores = logits.masked_fill(~retained_mask(logits.shape[1], forget_ids), -torch.inf)
+    if own is not None:
+        scores[torch.arange(len(own)), own] = -torch.inf
+    return scores, scores.argmax(1)  # eq. 2, over all retained classes
+
+
 def quota_pairs(
-    logits: Tensor, forget_ids: list[int], per_class: int, max_proxies: int, own: Tensor | None = None
-) -> tuple[list[tuple[int, int]], int]:
-    """Which image is attacked towards which class.
+    logits: Tensor, forget_ids: Ids, per_class: int, max_proxies: int, own: Tensor | None = None
+) -> tuple[Pairs, int]:
+    """Which image is attacked towards which class, and the quota per class that was granted.
 
     Eq. 2 sends each image to its second-best class; of 1,000 cat images that left one class empty and four under 50. So
     every retained class takes the images with the largest logit for it, those whose second-best class it is first. One
     image may serve several classes. Where classes x quota exceeds ``max_proxies`` the quota shrinks, at last to one
-    proxy for each of the classes with the largest mean logit.
-
-    Args:
-        own: ``(N,)`` the images' classes, where these stay: an image is attacked towards others alone.
-
-    Returns:
-        ``(image index, class)`` pairs, and the quota per class that was granted.
+    proxy for each of the classes with the largest mean logit. Where classes stay, ``own`` ``(N,)``, an image is
+    attacked towards others alone.
     """
     keep = retained_mask(logits.shape[1], forget_ids)
-    scores = logits.masked_fill(~keep, -torch.inf)
-    classes = scores.mean(0).argsort(descending=True)[: min(int(keep.sum()), max_proxies)].tolist()
+    scores, second = second_best(logits, forget_ids, own)
+    likeliest = logits.masked_fill(~keep, -torch.inf).mean(0).argsort(descending=True)
+    classes = likeliest[: min(int(keep.sum()), max_proxies)].tolist()
     quota = min(per_class, max(1, max_proxies // len(classes)), len(logits))
-    bonus = 2 * (scores[:, keep].max() - scores[:, keep].min() + 1)
-    if own is not None:
-        scores[torch.arange(len(own)), own] = -torch.inf
-    second = scores.argmax(1)  # eq. 2, over the retained classes
+    bonus = 2 * (logits[:, keep].max() - logits[:, keep].min() + 1)
     pairs = []
     for k in classes:
         order = (scores[:, k] + bonus * (second == k)).argsort(descending=True)
@@ -75,48 +78,38 @@ def quota_pairs(
 def attack_pairs(
     classifier: PixelClassifier,
     pixels: Tensor,
-    pairs: list[tuple[int, int]],
+    pairs: Pairs,
     attack: Attack,
-    accept: Tensor | None,
-    batch_size: int,
-    seed: int,
-    disable_progress: bool,
+    accept: Tensor | None = None,
     own: Tensor | None = None,
-) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """One attack on every (image index, class) pair; processes share the batches.
-
-    Args:
-        accept: ``(C,)`` bool, the answers to take; None takes only the class aimed at.
-        own: ``(N,)`` answers that are never taken of the images, or None.
-
-    Returns:
-        Pixels and answers of what was taken, and the pairs that failed.
-    """
-    found = torch.zeros(len(pairs), *pixels.shape[1:], dtype=to_unit(pixels[:0], "cpu").dtype)
+    disable_progress: bool = True,
+) -> tuple[Tensor, Tensor, Pairs]:
+    """One attack on every pair, processes share the batches: pixels and answers of what was taken, and the pairs that
+    failed. Taken are answers in ``accept`` (``(C,)`` bool) or the class aimed at, and none of ``own`` (``(N,)``)."""
+    moved = torch.zeros(len(pairs), *pixels.shape[1:], dtype=to_unit(pixels[:0], "cpu").dtype)
     answers = torch.zeros(len(pairs), dtype=torch.long)
-    batches = my_batches(len(pairs), batch_size)
+    batches = my_batches(len(pairs), gradient_batch(pixels))
     for rows in tqdm(batches, desc=f"Proxies (eps {attack.eps:.3g})", disable=disable_progress):
         index, target = (torch.tensor(column) for column in zip(*pairs[rows], strict=True))
-        result = attack(classifier, pixels[index], target, [seed * 1_000_003 + i for i in index.tolist()])
-        found[rows], answers[rows] = result.pixels, result.predicted
-    found, answers = summed(found), summed(answers)
+        result = attack(classifier, pixels[index], target)
+        moved[rows], answers[rows] = result.pixels, result.predicted
+    moved, answers = summed(moved), summed(answers)
     take = answers == torch.tensor([k for _, k in pairs]) if accept is None else accept[answers]
     if own is not None:
         take &= answers != own[[i for i, _ in pairs]]
-    return found[take], answers[take], [pair for pair, ok in zip(pairs, take.tolist(), strict=True) if not ok]
+    return moved[take], answers[take], [pair for pair, ok in zip(pairs, take.tolist(), strict=True) if not ok]
 
 
 def make_proxies(
     classifier: PixelClassifier,
     pixels: Tensor,
-    forget_ids: list[int],
+    forget_ids: Ids,
     attack: Attack,
     *,
     policy: str = "quota",
     per_class: int = 100,
     max_proxies: int = 1000,
     eps_doublings: int = 2,
-    batch_size: int | None = None,
     seed: int = 0,
     disable_progress: bool = True,
     logits: Tensor | None = None,
@@ -128,10 +121,9 @@ def make_proxies(
         pixels: ``(N, channels, H, W)`` forget images, uint8 or float in [0, 1].
         forget_ids: every forgotten class; none is ever a target, and a proxy that ends in one is dropped.
         policy: "quota", see :func:`quota_pairs`; "second", the literal eq. 2, one attack an image.
+        eps_doublings: images that did not cross are attacked again with twice the radius, this many times (quota only).
         logits: ``(N, C)`` of the images, where they are known.
         own: ``(N,)`` the images' classes, where these stay: no image is a proxy of its own class, least of all itself.
-        batch_size: images attacked at once; unset for :func:`zspag_hf.pipeline.classifier.gradient_batch`.
-        eps_doublings: images that did not cross are attacked again with twice the radius, this many times (quota only).
 
     Raises:
         UnlearningError: no attack crossed, or no class is retained.
@@ -141,41 +133,34 @@ def make_proxies(
         raise UnlearningError(
             f"all {classifier.num_labels} classes are to be forgotten: leave at least one out of forget_ids."
         )
-    if logits is None:
-        logits = classifier.predict_shared(pixels)
+    logits = classifier.predict_shared(pixels) if logits is None else logits
     if policy == "second":
-        scores = logits.masked_fill(~keep, -torch.inf)
-        if own is not None:
-            scores[torch.arange(len(own)), own] = -torch.inf
-        targets = scores.argmax(1)  # eq. 2
-        pairs, quota, eps_doublings = list(enumerate(targets.tolist()))[:max_proxies], 0, 0
+        targets = second_best(logits, forget_ids, own)[1].tolist()
+        pairs, quota, eps_doublings = list(enumerate(targets))[:max_proxies], 0, 0
     else:
         pairs, quota = quota_pairs(logits, forget_ids, per_class, max_proxies, own)
-    at_once = gradient_batch(pixels) if batch_size is None else batch_size
-    images, labels, pending = [], [], pairs
+    images, answers, pending, stronger = [], [], pairs, attack
     for doubling in range(eps_doublings + 1):
-        stronger = attack if doubling == 0 else attack.at_eps(attack.eps * 2**doubling)
-        accept = keep if doubling == eps_doublings else None
-        if not pending:
-            break
-        found, answers, pending = attack_pairs(
-            classifier, pixels, pending, stronger, accept, at_once, seed, disable_progress, own
-        )
-        images.append(found)
-        labels.append(answers)
-    labels = torch.cat(labels)
+        if pending:
+            stronger = attack.at_eps(attack.eps * 2**doubling) if doubling else attack
+            accept = keep if doubling == eps_doublings else None
+            part = attack_pairs(classifier, pixels, pending, stronger, accept, own, disable_progress)
+            images.append(part[0])
+            answers.append(part[1])
+            pending = part[2]
+    labels = torch.cat(answers)
     if not len(labels):
         raise UnlearningError(
             f"none of {len(pairs)} attacks left the forgotten classes at eps {stronger.eps:.3g}: raise attack_eps or"
             " attack_steps."
         )
-    counts = torch.bincount(labels, minlength=classifier.num_labels)
+    counts = torch.bincount(labels, minlength=classifier.num_labels).tolist()
     retained = keep.nonzero().squeeze(1).tolist()
     return ProxySet(
         torch.cat(images),
         labels,
         len(pairs),
         len(labels) / len(pairs),
-        {k: int(counts[k]) for k in retained},
-        {k: int(quota - counts[k]) for k in retained if counts[k] < quota},
+        {k: counts[k] for k in retained},
+        {k: quota - counts[k] for k in retained if counts[k] < quota},
     )

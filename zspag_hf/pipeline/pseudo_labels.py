@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-PRIORS = ("renormalised", "uniform", "second_best")
-TILTS = ("influence", "similarity", "none")
 SIGNS = ("eq10", "upweight")
+PENALTY, PAPER_STEPS = 1.0, 100  # of the literal form: weight of the penalty on similarity, steps of Adam
+TAU = 5.0  # of the tilt, in standard deviations of the influence: large means the prior alone
 BETA = 10.0  # of TRW, as its reviewers quote it
 SIMILARITY_TEMPERATURE = 0.1  # "low" by the same source; the number is ours
+
+Ids = Sequence[int]  # of classes
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class PseudoLabels:
 
 def pseudo_labels(
     logits: Tensor,
-    forget_ids: list[int],
+    forget_ids: Ids,
     influence: Tensor | None,
     prior: str = "renormalised",
-    temperature: float = 5.0,
+    temperature: float = TAU,
     sign: str = "eq10",
 ) -> PseudoLabels:
     """Target = prior x exp(+-influence / tau), forgotten classes at exactly 0.
@@ -41,7 +44,6 @@ def pseudo_labels(
     Args:
         logits: ``(N, C)`` of the original model on the forget images.
         influence: ``(N, C)``, or None for the prior alone.
-        temperature: tau > 0; large means the prior alone.
         sign: "eq10", as the paper prints it: removing (x, y) inserts epsilon = -1/N and labels of small influence gain;
             "upweight": training on (x, y) upweights it, and labels of large influence gain. With the renormalised prior
             neither differs from no tilt in acc_rt or in distance to a retrained model (CIFAR-10, ViT, class cat, three
@@ -65,84 +67,51 @@ def prior_scores(logits: Tensor, keep: Tensor, prior: str) -> Tensor:
 
 
 def tilted_reweighting(
-    logits: Tensor,
-    forget_ids: list[int],
-    head_weight: Tensor,
-    class_ids: list[int] | None = None,
-    *,
-    prior: str = "renormalised",
-    beta: float = BETA,
-    temperature: float = SIMILARITY_TEMPERATURE,
-    components: int | None = None,
+    logits: Tensor, forget_ids: Ids, head_weight: Tensor, class_ids: Ids | None = None, prior: str = "renormalised"
 ) -> PseudoLabels:
-    """Target = prior x exp(beta s_k), forgotten classes at exactly 0 (TRW, arXiv 2506.20893).
+    """Target = prior x exp(BETA s_k), forgotten classes at exactly 0 (TRW, arXiv 2506.20893).
 
     s_k is the similarity of the forgotten class to class k (:func:`class_similarity`), the same for every image. Of all
-    distributions with that mean similarity the target is the nearest to the prior in KL; beta = 0 is the prior itself.
-    All in log space: for an over-confident model 1 - p_u is 0 in float32 and cannot be divided by.
+    distributions with that mean similarity the target is the nearest to the prior in KL. All in log space: for an
+    over-confident model 1 - p_u is 0 in float32 and cannot be divided by.
 
     Args:
-        logits: ``(N, C)`` of the original model on the forget images.
-        forget_ids: all classes that are gone, of earlier requests too.
-        head_weight, class_ids, temperature, components: as in :func:`class_similarity`.
-        prior: as in :func:`pseudo_labels`; TRW's is "renormalised".
+        logits, prior: as in :func:`pseudo_labels`; TRW's prior is "renormalised". head_weight, class_ids: as in
+            :func:`class_similarity`.
     """
-    similarity = class_similarity(head_weight, forget_ids, class_ids, temperature=temperature, components=components)
     scores = prior_scores(logits, retained_mask(logits.shape[1], forget_ids), prior)
-    return PseudoLabels((scores + beta * similarity.to(scores)).softmax(1).float(), None)
+    similarity = class_similarity(head_weight, forget_ids, class_ids).to(scores)
+    return PseudoLabels((scores + BETA * similarity).softmax(1).float(), None)
 
 
-def class_similarity(
-    head_weight: Tensor,
-    forget_ids: list[int],
-    class_ids: list[int] | None = None,
-    *,
-    temperature: float = SIMILARITY_TEMPERATURE,
-    components: int | None = None,
-) -> Tensor:
+def class_similarity(head_weight: Tensor, forget_ids: Ids, class_ids: Ids | None = None) -> Tensor:
     """How near each retained class is to the forgotten ones: s ``(C,)`` float64, non-negative, with sum 1; 0 on
     forgotten classes.
 
-    Cosines between rows of the head, sharpened by a softmax over the retained classes, the mean over the classes of the
-    request (the paper forgets one). The rows are centred first: a vector added to all of them changes no probability.
-
-    Args:
-        head_weight: ``(C, d)``.
-        class_ids: the classes of this request, ``forget_ids`` by default. Rows of classes that earlier requests forgot
-            say nothing any more, and are left out.
-        components: principal components of the rows to compare them by; None: all, that is the rows as they are.
+    Cosines between rows of the head ``(C, d)``, sharpened by a softmax over the retained classes, the mean over the
+    classes of this request (the paper forgets one; unset: all). The rows are centred first: a vector added to all of
+    them changes no probability. Rows of classes that earlier requests forgot say nothing any more, and are left out.
     """
     rows, keep = head_weight.detach().double().cpu(), retained_mask(len(head_weight), forget_ids)
     asked = list(forget_ids if class_ids is None else class_ids)
     meant = keep.clone()
     meant[asked] = True
-    rows = rows - rows[meant].mean(0)
-    if components is not None:
-        rows = rows @ torch.linalg.svd(rows[meant], full_matrices=False).Vh[:components].T
-    rows = torch.nn.functional.normalize(rows, dim=1)
+    rows = torch.nn.functional.normalize(rows - rows[meant].mean(0), dim=1)
     cosines = rows[asked] @ rows.T
-    return (cosines / temperature).masked_fill(~keep, -torch.inf).softmax(1).mean(0)
+    return (cosines / SIMILARITY_TEMPERATURE).masked_fill(~keep, -torch.inf).softmax(1).mean(0)
 
 
 def paper_pseudo_labels(
-    influence: Tensor,
-    labels: Tensor,
-    forget_ids: list[int],
-    kl_weight: float = 1.0,
-    steps: int = 100,
-    seed: int = 0,
-    sign: str = "eq10",
+    influence: Tensor, labels: Tensor, forget_ids: Ids, seed: int = 0, sign: str = "eq10"
 ) -> PseudoLabels:
     """Eq. 7-10 as written: y = softmax(z), z random, descends Delta L (eq. 10) plus a penalty on similarity to y_i.
 
-    The paper gives no optimiser, no number of steps, no weight and no form for the penalty. Chosen here: Adam at .1 for
-    100 steps, and -KL(y || q_i) with q_i the true label smoothed by .1, since KL to a hard label is infinite. Forgotten
-    classes are masked, without which their accuracy could not reach 0.
+    The paper gives no optimiser, no number of steps, no weight and no form for the penalty. Chosen here: Adam at .1,
+    and -KL(y || q_i) with q_i the true label smoothed by .1, since KL to a hard label is infinite. Forgotten classes
+    are masked, without which their accuracy could not reach 0.
 
     Args:
-        influence: ``(N, C)`` a_ik; eq. 10 asks to lower sum_k y_k a_ik.
-        labels: ``(N,)`` true labels.
-        sign: "eq10" as printed; "upweight" raises that sum, as in :func:`pseudo_labels`.
+        influence: ``(N, C)`` a_ik; eq. 10 asks to lower sum_k y_k a_ik, "upweight" to raise it. labels: ``(N,)``.
     """
     n, c = influence.shape
     keep = retained_mask(c, forget_ids)
@@ -152,19 +121,19 @@ def paper_pseudo_labels(
     z = torch.randn(n, c, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     optimizer = torch.optim.Adam([z], lr=0.1)
     with torch.enable_grad():
-        for _ in range(steps):
+        for _ in range(PAPER_STEPS):
             log_y = z.masked_fill(~keep, -torch.inf).log_softmax(1).masked_fill(~keep, -1e9)
             y = log_y.exp()
             change = (y * a).sum(1)  # eq. 10, up to the factor 1/N
             similarity = -(y * (log_y.clamp_min(-1e4) - q.log())).sum(1)
             optimizer.zero_grad()
-            (change + kl_weight * similarity).sum().backward()
+            (change + PENALTY * similarity).sum().backward()
             optimizer.step()
     return PseudoLabels(z.detach().masked_fill(~keep, -torch.inf).softmax(1), influence)
 
 
-def retained_mask(num_labels: int, forget_ids: list[int]) -> Tensor:
+def retained_mask(num_labels: int, forget_ids: Ids) -> Tensor:
     """``(C,)`` bool: True for the classes that stay."""
     keep = torch.ones(num_labels, dtype=torch.bool)
-    keep[forget_ids] = False
+    keep[list(forget_ids)] = False
     return keep

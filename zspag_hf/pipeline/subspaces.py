@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .classifier import BATCH, PixelClassifier, to_unit
-from .grams import input_hooks, shared_inputs
-from .layers import Layer
+from .grams import TINY, readers, shared_inputs
+from .layers import Layers, Tensors, input_hooks
 
 T = TypeVar("T")
 ROUNDING = 1e3  # a mu under so many roundings of the trace, times the width, is not to be divided by
@@ -19,15 +19,9 @@ ROUNDING = 1e3  # a mu under so many roundings of the trace, times the width, is
 
 @dataclass(frozen=True)
 class Basis:
-    """A subspace of one layer's input space.
-
-    Attributes:
-        vectors: per group, ``(d_in, rank)`` float64 with orthonormal columns.
-        energy: per group, the share of the Gram matrix' trace that the columns hold, in [0, 1].
-    """
+    """A subspace of one layer's input space: per group, ``(width, rank)`` float64 with orthonormal columns."""
 
     vectors: tuple[Tensor, ...]
-    energy: tuple[float, ...]
 
     @property
     def rank(self) -> int:
@@ -36,11 +30,7 @@ class Basis:
 
 
 def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (descending, clamped at 0) and eigenvectors of one ``(d, d)`` Gram matrix.
-
-    A wide, nearly singular Gram matrix can fail to converge in float64; then a relative jitter of 1e-12 is added, which
-    moves no eigenvalue by more than that share of the trace.
-    """
+    """Eigenvalues (descending, clamped at 0) and eigenvectors of one ``(d, d)`` Gram matrix."""
     values, vectors = with_jitter(torch.linalg.eigh, gram)
     return values.flip(0).clamp_min(0), vectors.flip(1)
 
@@ -50,7 +40,9 @@ def eigenvalues(gram: Tensor) -> Tensor:
     return with_jitter(torch.linalg.eigvalsh, gram).flip(0).clamp_min(0)
 
 
-def with_jitter(decompose, gram: Tensor):
+def with_jitter(decompose: Callable[[Tensor], T], gram: Tensor) -> T:
+    """A wide, nearly singular Gram matrix can fail to converge in float64; then a relative jitter of 1e-12 is added,
+    which moves no eigenvalue by more than that share of the trace."""
     try:
         return decompose(gram)
     except torch.linalg.LinAlgError:
@@ -59,11 +51,9 @@ def with_jitter(decompose, gram: Tensor):
 
 
 def rank_at(values: Tensor, energy_threshold: float) -> int:
-    """Smallest r whose leading eigenvalues hold the share ``energy_threshold`` of the trace, at least 1.
-
-    The closest published code stops one short of that and can return 0, an unprotected layer.
-    """
-    share = values.cumsum(0) / values.sum().clamp_min(1e-300)
+    """Smallest r whose leading eigenvalues hold the share ``energy_threshold`` of the trace, at least 1; the closest
+    published code stops one short of that and can return 0, an unprotected layer."""
+    share = values.cumsum(0) / values.sum().clamp_min(TINY)
     return int((share < energy_threshold - 1e-12).sum().clamp_max(len(values) - 1)) + 1
 
 
@@ -77,14 +67,11 @@ def inverse(gram: Tensor, mu: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(eye + gram / mu))
 
 
-class LayerGrams(Mapping):
-    """Layer name -> Gram matrix, where layers that read the same input share one.
+class LayerGrams(Mapping[str, Tensor]):
+    """Layer name -> Gram matrix, from tensors ``(groups, d, d)`` by the names of their owners, and each layer's owner:
+    layers that read the same input share one."""
 
-    Args:
-        tensors: owner -> ``(groups, d, d)``. owner: layer name -> the layer that its matrix stands under.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], owner: dict[str, str]):
+    def __init__(self, tensors: Tensors, owner: dict[str, str]):
         self.tensors, self.owner = tensors, owner
 
     def __getitem__(self, name: str) -> Tensor:
@@ -98,12 +85,10 @@ class LayerGrams(Mapping):
 
 
 class Spectrum:
-    """Eigenvalues of every layer's Gram matrix, and what is made from the matrices by them, one decomposition per
-    distinct matrix. Eigenvectors are not kept: only the hard form needs them, once.
+    """Eigenvalues of every layer's Gram matrix ``(groups, d, d)``, and what is made from the matrices by them, one
+    decomposition per distinct matrix, on the device. Eigenvectors are not kept: only the hard form needs them, once.
 
     Args:
-        grams: layer name -> ``(groups, d, d)``.
-        device: where to decompose.
         owner: layer name -> the first layer with the same matrix; unset: by the tensors themselves.
     """
 
@@ -126,14 +111,12 @@ class Spectrum:
         return round(sum(ranks) / len(ranks))
 
     def basis(self, name: str, energy_threshold: float) -> Basis:
-        """The leading eigenvectors up to the energy threshold: the protected subspace of the hard form (eq. 3)."""
-        found, energy = [], []
+        """The leading eigenvectors up to the energy threshold: the protected subspace of the hard form."""
+        leading = []
         for gram in self.grams[name]:
             values, vectors = (part.cpu() for part in eigh(gram.to(self.device)))
-            r = rank_at(values, energy_threshold)
-            found.append(vectors[:, :r].contiguous())
-            energy.append(float(values[:r].sum() / values.sum().clamp_min(1e-300)))
-        return Basis(tuple(found), tuple(energy))
+            leading.append(vectors[:, : rank_at(values, energy_threshold)].contiguous())
+        return Basis(tuple(leading))
 
     def bases(self, energy_threshold: float) -> dict[str, Basis]:
         """:meth:`basis` of every layer; layers that share a Gram matrix share it."""
@@ -144,17 +127,17 @@ class Spectrum:
         form. 1/2 at that eigenvalue, near 1 where proxies use a direction less, near 0 where they use it more."""
         damped = []
         for gram, values in zip(self.grams[name], self.values[name], strict=True):
-            mu = float(values[rank_at(values, energy_threshold) - 1].clamp_min(1e-300))
+            mu = float(values[rank_at(values, energy_threshold) - 1].clamp_min(TINY))
             damped.append(inverse(gram.to(self.device), mu))
         return torch.stack(damped)
 
     def each_damped(self, energy_threshold: float, use: Callable[[str, Tensor], T]) -> dict[str, T]:
-        """``use(name, damping)`` of every layer, with one damping in memory at a time."""
-        found = {}
+        """``use(name, damping)`` of every layer, in float32, with one damping in memory at a time."""
+        made: dict[str, T] = {}
         for owner in dict.fromkeys(self.owner.values()):
             damping = self.damping(owner, energy_threshold).float()
-            found |= {name: use(name, damping) for name, its in self.owner.items() if its == owner}
-        return {name: found[name] for name in self.owner}
+            made |= {name: use(name, damping) for name, its in self.owner.items() if its == owner}
+        return {name: made[name] for name in self.owner}
 
     def dampings(self, energy_threshold: float) -> dict[str, Tensor]:
         """:meth:`damping` of every layer, in float32; layers that share a Gram matrix share the tensor."""
@@ -162,35 +145,19 @@ class Spectrum:
 
 
 def left_singular(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors ``(d, min(d, n))`` and singular values, descending, of one ``(d, n)`` matrix (eq. 3 and 4).
-
-    Merged bases have many equal singular values, on which LAPACK can fail to converge (met at 864 x 909, with 200
-    classes); the transpose has the same decomposition, and takes it another way.
-
-    Raises:
-        torch.linalg.LinAlgError: neither converges.
-    """
+    """Left singular vectors ``(d, min(d, n))`` and singular values, descending, of one ``(d, n)`` matrix."""
     try:
         left, singular, _ = torch.linalg.svd(columns, full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # of a merged basis' many equal values (met at 864 x 909); its transpose converges
         _, singular, right = torch.linalg.svd(columns.T.contiguous(), full_matrices=False)
         left = right.T
     return left, singular
 
 
 def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) -> Tensor:
-    """One class of eq. 3-4 as written: U_k from an SVD of its rows, then S <- SVD(concat(S, U_k)), without truncation.
-
-    Singular values under 1e-6 of the largest are rounding, not directions. The order of the classes does not matter to
-    the span.
-
-    Args:
-        merged: S so far, ``(d_in, rank)``, or None for the first class.
-        rows: ``(n, d_in)`` input rows of one class.
-
-    Returns:
-        S, ``(d_in, rank)`` float64, orthonormal columns.
-    """
+    """One class of eq. 3-4 as written: U_k from an SVD of its rows ``(n, d_in)``, then S <- SVD(concat(S, U_k)), from S
+    so far or None, without truncation: ``(d_in, rank)`` float64, orthonormal columns. Singular values under 1e-6 of the
+    largest are rounding, not directions. The order of the classes does not matter to the span."""
     left, singular = left_singular(rows.double().T)  # eq. 3
     u = left[:, : rank_at(singular.square(), energy_threshold)]
     if merged is None:
@@ -201,57 +168,44 @@ def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) ->
 
 @torch.no_grad()
 def literal_bases(
-    classifier: PixelClassifier,
-    pixels: Tensor,
-    labels: Tensor,
-    layers: dict[str, Layer],
-    energy_threshold: float,
-    batch_size: int = BATCH,
+    classifier: PixelClassifier, pixels: Tensor, labels: Tensor, layers: Layers, energy_threshold: float
 ) -> dict[str, Basis]:
-    """Bases by the literal eq. 3-4: the rows of one class at a time in memory, n x d numbers a layer.
-
-    For comparison with :func:`zspag_hf.pipeline.grams.collect_grams`, not for large layers.
-    """
+    """Bases by the literal eq. 3-4: the rows of one class at a time in memory, n x d numbers a layer. For comparison
+    with :func:`zspag_hf.pipeline.grams.collect_grams`, not for large layers."""
     classifier.model.eval()
-    merged: dict[str, list[Tensor | None]] = {name: [None] * layer.groups for name, layer in layers.items()}
     shared = shared_inputs(classifier, layers, pixels[:2])
     leaders = {name: layer for name, layer in layers.items() if name not in shared}
+    merged: dict[str, list[Tensor]] = {}
     for k in labels.unique().tolist():
         rows: dict[str, list[Tensor]] = {name: [] for name in leaders}
 
-        def keep(name, x, rows=rows):
+        def keep(name: str, x: Tensor, rows: dict[str, list[Tensor]] = rows) -> None:
             rows[name].append(leaders[name].rows(x).double().cpu())
 
-        for batch in pixels[labels == k].split(batch_size):
-            with input_hooks(leaders, keep):
+        with input_hooks(readers(leaders), keep):
+            for batch in pixels[labels == k].split(BATCH):
                 classifier(to_unit(batch, classifier.device))
-        for name in leaders:
-            by_group = torch.cat(rows[name], dim=1)
-            merged[name] = [merge_class(s, r, energy_threshold) for s, r in zip(merged[name], by_group, strict=True)]
-    bases = {n: Basis(tuple(parts), (float("nan"),) * len(parts)) for n, parts in merged.items() if n not in shared}
+        for name, layer in leaders.items():
+            so_far = merged.get(name, [None] * layer.groups)
+            by_group = zip(so_far, torch.cat(rows[name], dim=1), strict=True)
+            merged[name] = [merge_class(s, r, energy_threshold) for s, r in by_group]
+    bases = {name: Basis(tuple(parts)) for name, parts in merged.items()}
     return {name: bases[shared.get(name, name)] for name in layers}
 
 
 def random_bases(bases: Mapping[str, Basis], seed: int) -> dict[str, Basis]:
-    """Bases of random subspaces, as wide and of the same rank per layer and group: table 5's "random subspace".
-
-    Uniform over the subspaces (the Q of a normal matrix), in a wide layer over those of its frame. Layers that share a
-    basis share the random one. What share of the energy it holds is not measured: NaN.
-    """
-    generator, drawn = torch.Generator().manual_seed(seed), {}
+    """Bases of random subspaces, as wide and of the same rank per layer and group: table 5's "random subspace", uniform
+    (the Q of a normal matrix), in a wide layer within its frame. Layers that share a basis share the random one."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[int, Basis] = {}
     for basis in bases.values():
         if id(basis) not in drawn:
             normal = [torch.randn(u.shape, generator=generator, dtype=torch.float64) for u in basis.vectors]
-            vectors = tuple(torch.linalg.qr(rows).Q for rows in normal)
-            drawn[id(basis)] = Basis(vectors, (float("nan"),) * len(vectors))
+            drawn[id(basis)] = Basis(tuple(torch.linalg.qr(rows).Q for rows in normal))
     return {name: drawn[id(basis)] for name, basis in bases.items()}
 
 
 def free_energy(gram: Tensor, complement: Tensor) -> float:
-    """Share of a Gram matrix' energy that an update passed through ``complement`` can still reach, in [0, 1].
-
-    Args:
-        gram: ``(groups, d, d)``, of the forget images.
-        complement: ``(groups, d, d)``: I - U U^T, or the damping (I + G/mu)^-1.
-    """
-    return float(torch.einsum("gij,gji->", complement, gram) / torch.einsum("gii->", gram).clamp_min(1e-300))
+    """Share of the energy of a Gram matrix ``(groups, d, d)``, of forget images, that an update passed through the
+    complement ``(groups, d, d)``, I - U U^T or a damping, can still reach, in [0, 1]."""
+    return float(torch.einsum("gij,gji->", complement, gram) / torch.einsum("gii->", gram).clamp_min(TINY))

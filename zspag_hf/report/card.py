@@ -10,14 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import UnlearningError
-from ..methods import METHODS
 from ..metrics import METRICS
-from ..trainer.reads import FEW_LABELS, TARGETS
 from .command import command
 from .figures import FIGURES
 from .page import CAPTIONS, MOST_LABELS, chosen, digits, explained
@@ -32,34 +31,55 @@ INDEXED = ("acc_rt", "acc_ut", "js_ut", "relearn")  # scores that stand in the m
 LONGEST = 80  # characters of a label that are shown
 MOST_IN_TITLE, MOST_IN_ROW = 3, 5  # labels
 
-IN_PLACE = "In place of the method's own targets the forget images had"
-PRIOR_TEXTS = {
-    "renormalised": "the original outputs without the forgotten classes",
-    "uniform": "all classes that stay alike",
-    "second_best": "the most likely class that stays",
-}
-TILT_TEXTS = {"influence": ", tilted by influence", "similarity": ", tilted to the classes most like them", "none": ""}
-CONSTRAINTS = {
-    "soft": "Training steps were damped in the directions that the proxies use.",
-    "hard": "Training steps were confined to directions that the proxies do not use.",
-}
 
-
-def model_card(report: UnlearningReport, *, model_id: str | None = None) -> ModelCard:
+def model_card(
+    report: UnlearningReport,
+    *,
+    model_id: str | None = None,
+    language: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    tasks: str | list[str] | None = None,
+    dataset: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
+    dataset_args: str | list[str] | None = None,
+) -> ModelCard:
     """The card of a run, evaluated or not. The same report gives the same bytes.
 
     Args:
         model_id: where the model will stand on the Hub; None where that is not known.
+        language, license, tags, model_name, finetuned_from, tasks, dataset, dataset_tags, dataset_args: as in
+            ``Trainer.create_model_card``, in the metadata in place of what the report says; tags and tasks beside the
+            card's own tags. dataset_tags are ids, and dataset names for display, ids where no tags are given.
 
     Raises:
         UnlearningError: the report is of an evaluation alone.
     """
+    report = UnlearningReport(**finite(asdict(report)))
     if report.request is None:
         raise UnlearningError("the report is of an evaluation alone: a card needs the report of an unlearning.")
-    report = UnlearningReport(**finite(asdict(report)))
-    text = about_request(report) | about_run(report) | about_results(report)
+    text = about_request(report, report.request) | about_run(report) | about_results(report)
     text |= {"model_id": json.dumps(model_id or "folder/of/this/model"), "command": command(report)}
-    return ModelCard.from_template(card_data(report, model_id), str(TEMPLATE), **text)
+    data = card_data(report, model_id)
+    data.tags += [tag for tag in (*listed(tags), *listed(tasks)) if tag not in data.tags]
+    ids, results = listed(dataset_tags or dataset), data.eval_results or []
+    told: dict[str, Any] = {"language": language, "license": license, "datasets": ids, "base_model": finetuned_from}
+    told |= {"model_name": model_name} if results else {}
+    for name, value in told.items():
+        if value:
+            setattr(data, name, value)
+    for result in results:
+        if ids:
+            result.dataset_type, result.dataset_name = ids[0], listed(dataset or ids)[0]
+        result.dataset_config = ", ".join(listed(dataset_args)) or None
+    return ModelCard.from_template(data, str(TEMPLATE), **text)
+
+
+def listed(value: str | list[str] | None) -> list[str]:
+    """One or several as a list."""
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 # ---------------------------------------------------------------------- metadata
@@ -69,7 +89,7 @@ def card_data(report: UnlearningReport, model_id: str | None) -> ModelCardData:
     """What the Hub reads; what is unknown is left out."""
     on_hub, results = report.base_revision is not None, eval_results(report)
     tags = ["image-classification", "machine-unlearning", "zspag_hf", report.method.replace("_", "-")]
-    if not report.config.get("with_retain"):
+    if report.zero_shot:
         tags.insert(2, "zero-shot-unlearning")
     return ModelCardData(
         base_model=report.base_model if on_hub else None,
@@ -87,13 +107,13 @@ def card_data(report: UnlearningReport, model_id: str | None) -> ModelCardData:
 def inherited(report: UnlearningReport) -> dict:
     """Licence and language of the base model's card. A link to a file beside that card becomes one to its repository,
     and is dropped where there is none."""
-    found = dict(report.inherited)
-    link = found.pop("license_link", None)
+    held = dict(report.inherited)
+    link = held.pop("license_link", None)
     if isinstance(link, str) and link.startswith(("https://", "http://")):
-        found["license_link"] = link
+        held["license_link"] = link
     elif isinstance(link, str) and report.base_revision is not None:
-        found["license_link"] = f"{address(report.base_model)}/blob/{quote(report.base_revision)}/{quote(link)}"
-    return found
+        held["license_link"] = f"{address(report.base_model)}/blob/{quote(report.base_revision)}/{quote(link)}"
+    return held
 
 
 def eval_results(report: UnlearningReport) -> list[EvalResult]:
@@ -116,9 +136,8 @@ def eval_results(report: UnlearningReport) -> list[EvalResult]:
 # ---------------------------------------------------------------------- text
 
 
-def about_request(report: UnlearningReport) -> dict:
+def about_request(report: UnlearningReport, request: dict) -> dict:
     """What was forgotten, and of which model."""
-    request = report.request
     classes = [f"{code(known['label'])} (id {known['id']})" for known in request["classes"]]
     licence = report.inherited.get("license_name") or report.inherited.get("license")
     return {
@@ -144,11 +163,8 @@ def about_run(report: UnlearningReport) -> dict:
     """How it was forgotten, and whether the run itself says that it was."""
     choice = report.choice
     return {
-        "zero_shot": not report.config.get("with_retain"),
-        "description": METHODS[report.method].description,
-        "paper": report.config.get("variant") == "paper",
-        "targets": other_targets(report),
-        "constraint": constraint_text(report),
+        "zero_shot": report.zero_shot,
+        "about": " ".join(report.about),
         "views": report.config.get("forget_views"),
         "proxies": (report.proxies or {}).get("count"),
         "left_out": report.left_out(),
@@ -160,24 +176,6 @@ def about_run(report: UnlearningReport) -> dict:
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "remote_code": bool(report.config.get("trust_remote_code")),
     }
-
-
-def constraint_text(report: UnlearningReport) -> str | None:
-    """How proxies confined the steps; of a method that has other images for that its description tells."""
-    if not METHODS[report.method].reads_proxies(True, True, True):
-        return None
-    return CONSTRAINTS.get(report.config.get("constraint"))
-
-
-def other_targets(report: UnlearningReport) -> str | None:
-    """What the forget images were trained on, where it is not the method's own."""
-    method, config = METHODS[report.method], report.config
-    named, own = [[of.get(name) for name in TARGETS] for of in (config, method.settings(FEW_LABELS))]
-    if report.method == "zspag" or named[0] is None or named == own:
-        return None
-    if named[0] == "paper":
-        return f"{IN_PLACE} pseudo-labels by influence, eq. 7-10 of ZS-PAG."
-    return f"{IN_PLACE} {PRIOR_TEXTS[named[1]]}{TILT_TEXTS[named[2]]}."
 
 
 def about_results(report: UnlearningReport) -> dict:
@@ -200,6 +198,7 @@ def about_results(report: UnlearningReport) -> dict:
 
 
 def results_table(rows: dict[str, dict], columns: dict[str, str]) -> str:
+    """The models by scores, in Markdown; other models' names are untrusted."""
     body = []
     for name, row in rows.items():
         title = f"**{name}**" if name == "unlearned" else name if name in MODELS else code(name)
@@ -245,7 +244,8 @@ def in_short(entry: dict, most: int) -> str:
     return ", ".join(labels[:most]) + more
 
 
-def amount(count, noun: str) -> str:
+def amount(count: Any, noun: str) -> str:
+    """So many of something; a count from a ledger may be anything."""
     return f"{count if isinstance(count, int) else code(count)} {noun}{'' if count == 1 else 's'}"
 
 
@@ -255,6 +255,7 @@ def spans(value: str | list[str] | None) -> str | None:
 
 
 def address(name: str) -> str:
+    """A repository's page on the Hub."""
     return f"{HUB}/{quote(name)}"
 
 
@@ -264,7 +265,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], side: str = ":--")
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
 
 
-def code(text) -> str:
+def code(text: Any) -> str:
     """Untrusted text as a code span, in which no Markdown, HTML, link or formula means anything.
 
     Line ends and invisible characters become spaces, a backtick ' and | a broken bar: no table is split at it.

@@ -1,8 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and numbers that JSON knows."""
 
-from __future__ import annotations
-
+import math
 import os
+from typing import Any
 
 
 def write_whole(path: str, data: bytes) -> str:
@@ -23,3 +23,12 @@ def sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def finite(value: Any) -> Any:
+    """The value with every number in it that JSON does not know replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
@@ -86,11 +86,11 @@ def check_result(folder: str) -> UnlearningReport:
     return report
 
 
-def stage(folder: str, target: str, repo_id: str) -> None:
+def copy_public(folder: str, target: str, repo_id: str, card: Mapping[str, Any] | None = None) -> None:
     """Write all that may be published into ``target``, an empty folder.
 
     Args:
-        folder: a saved result. repo_id: where it will stand, for the card.
+        folder: a saved result. repo_id: where it will stand, for the card. card: of :func:`write_card`.
     """
     report = public_report(check_result(folder))
     code = code_files(folder)
@@ -98,24 +98,28 @@ def stage(folder: str, target: str, repo_id: str) -> None:
         if MODEL_FILES.fullmatch(name) or name in code:
             link_or_copy(os.path.join(folder, name), os.path.join(target, name))
     report.save(target)
-    write_card(target, report, repo_id)
+    write_card(target, report, repo_id, **(card or {}))
 
 
 def code_files(folder: str) -> set[str]:
     """Of a model that brings its own code, the modules that its configs name and those that they import."""
-    found = set()
+    modules: set[str] = set()
     for name in ("config.json", "preprocessor_config.json"):
         places = json.loads(Path(folder, name).read_text(encoding="utf-8")).get("auto_map", {}).values()
         for place in (p for value in places for p in (value if isinstance(value, list) else [value]) if p):
             module = Path(folder, place.split(".")[0] + ".py")  # "user/repository--own.Model" lies elsewhere
             if module.is_file():
-                found |= {module.name, *(Path(needed).name for needed in get_relative_import_files(module))}
-    return found
+                modules |= {module.name, *(Path(needed).name for needed in get_relative_import_files(module))}
+    return modules
 
 
-def write_card(folder: str, report: UnlearningReport, repo_id: str | None) -> None:
-    """Write the model card into a folder; ``repo_id`` is where it will stand, None where that is not known."""
-    write_whole(os.path.join(folder, CARD_NAME), str(model_card(report, model_id=repo_id)).encode())
+def write_card(folder: str, report: UnlearningReport, repo_id: str | None, **told: Any) -> None:
+    """Write the model card into a folder; ``repo_id`` is where it will stand, None where that is not known.
+
+    Args:
+        told: as in :func:`zspag_hf.report.card.model_card`, in place of what the report says.
+    """
+    write_whole(os.path.join(folder, CARD_NAME), str(model_card(report, model_id=repo_id, **told)).encode())
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -124,14 +128,6 @@ def link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-@contextmanager
-def staged(folder: str, repo_id: str) -> Iterator[str]:
-    """A temporary folder that holds what may be published, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="zspag-hf-") as target:
-        stage(folder, target, repo_id)
-        yield target
 
 
 def full_id(repo_id: str, token: str | None) -> str:
@@ -146,13 +142,13 @@ def full_id(repo_id: str, token: str | None) -> str:
     return repo_id if "/" in repo_id else f"{user}/{repo_id}"
 
 
-def check_private(repo_id: str, wanted: bool | None, found: bool) -> None:
+def check_private(repo_id: str, wanted: bool | None, private: bool) -> None:
     """Refuse a public repository where a private one was asked for: it is private or not when it is made.
 
     Raises:
         UnlearningError: it is public.
     """
-    if wanted and not found:
+    if wanted and not private:
         raise UnlearningError(
             f"{repo_id!r} exists and is public, and hub_private_repo=True asks for a private one: make it private on"
             " the Hub, or give another hub_model_id."
@@ -168,6 +164,7 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str = "Unlearn",
+    card: Mapping[str, Any] | None = None,
 ) -> CommitInfo:
     """Publish a saved result: one commit, or none when something fails.
 
@@ -179,6 +176,7 @@ def push_folder(
         repo_id: ``user/name``, or a name of one's own. Made where there is none, private where ``private`` is True.
         token: with write access; None for the one that is logged in.
         revision: a branch, made where there is none. create_pr: open a pull request in place of committing to it.
+        card: of :func:`write_card`.
 
     Raises:
         UnlearningError: nothing to publish, no or a wrong token, no permission, or the Hub failed; nothing is published
@@ -189,7 +187,8 @@ def push_folder(
         raise UnlearningError(f"a pull request goes to the main branch: leave revision={revision!r} out.")
     repo_id = full_id(repo_id, token)
     api = HfApi(token=token)
-    with staged(folder, repo_id) as public, hub_errors(repo_id, "push to"):
+    with tempfile.TemporaryDirectory(prefix="zspag-hf-") as public, hub_errors(repo_id, "push to"):
+        copy_public(folder, public, repo_id, card)
         if not create_pr:
             api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:

@@ -1,80 +1,128 @@
-"""A finished training run: the report's facts, the trained model among others, the proxies among real images."""
+"""A finished run: the report's facts, the trained model among others, the proxies among real images."""
 
 from __future__ import annotations
 
 import copy
-from enum import Enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
-import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalPrediction
 
-from ..config import UnlearningConfig
-from ..data.request import new_entry
-from ..evaluation.comparison import Comparison, drawn, load_other, load_others
-from ..evaluation.table import PixelDataset, Table
+from ..data.images import EvalDataset
+from ..data.labels import distinct
+from ..data.request import Request, new_entry
+from ..evaluation import Comparison, PixelDataset, Table
+from ..evaluation.comparison import drawn, load_other, load_others
 from ..hub.datasets import hub_id
+from ..hub.models import inherited_card, source_of
+from ..hub.repository import HubOptions
+from ..methods import Method, Run
+from ..metrics import compute
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from ..parallel.memory import peak_memory_mb
 from ..pipeline.classifier import PixelClassifier
+from ..pipeline.layers import Layer
 from ..pipeline.subspaces import LayerGrams
 from ..report.report import UnlearningReport, versions
+from .inputs import named
+from .saving import copy_weights
 
-LOCAL_OPTIONS = ("output_dir", "cache_dir", "dataset_name")  # may hold paths of this machine
 PROJECTED = {"retained": 400, "forgotten": 100, "proxy": 400}  # points of a picture
 PERPLEXITY = 30
+LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
 
 
-def make_report(trainer) -> UnlearningReport:
-    """The report of a finished training, its model rows still empty."""
-    args, facts = trainer.args, dict(trainer.plan.facts)
-    control = facts.pop("control", None)
-    choice = None
-    if control is not None:
-        choice = control.summary() | {"energy_threshold": args.energy_threshold, "proxy_budget": args.proxy_budget}
-        has_features = trainer.plan.proxies.features is not None
-        choice |= {"features_drawn": has_features and args.feature_weight > 0 and args.scope != "head"}
-        choice["probe"] = facts["probe"]
-    grams = None
-    if facts.get("layers"):
-        grams = LayerGrams(trainer.cache.on_disk("subspaces"), facts["owner"])
-    options = {name: getattr(args, name) for name in UnlearningConfig.__annotations__ if name not in LOCAL_OPTIONS}
-    request = new_entry(
-        trainer.named(trainer.request.class_ids),
-        trainer.forget.images,
-        trainer.nonce,
-        base_model=trainer.base_model,
-        base_revision=trainer.base_revision,
-        args=args,
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights came from: Hub id or folder's name, commit or None, and what its card hands on."""
+
+    base_model: str
+    base_revision: str | None
+    inherited: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, hub: HubOptions) -> Self:
+        """The origin of a loaded model."""
+        (base_model, base_revision), name = source_of(model), model.config._name_or_path
+        revision = None if os.path.isdir(name) else base_revision
+        return cls(base_model, base_revision, inherited_card(name, replace(hub, revision=revision)))
+
+
+def finished_report(
+    run: Run,
+    method: Method,
+    name: str,
+    given: dict[str, Any],
+    origin: Origin,
+    request: Request,
+    nonce: str,
+    original: Mapping[str, Tensor],
+) -> UnlearningReport:
+    """The report of a finished training, its model rows still empty.
+
+    Args:
+        method: the run's own copy, with what it chose; name: what it is called by. given: the options that were given.
+        nonce: of the commitment. original: weights and buffers as they came, by name.
+    """
+    args, facts = run.args, dict(run.plan.facts) if run.plan is not None else {}
+    control, choice = facts.pop("control", None), None
+    options = method.to_dict()
+    if control is not None and run.plan is not None and run.plan.proxies is not None:
+        choice = control.summary() | {name: options[name] for name in ("energy_threshold", "proxy_budget")}
+        drawn_to = run.plan.proxies.features is not None and options["feature_weight"] > 0
+        choice |= {"features_drawn": drawn_to and options["scope"] != "head", "probe": facts["probe"]}
+    layers = facts.get("layers", [])
+    if layers:
+        grams = LayerGrams(run.stages.on_disk("subspaces"), facts["owner"])
+        layers = [
+            fact | movement(run.layers[fact["name"]], original[f"{fact['name']}.weight"], grams[fact["name"]])
+            for fact in layers
+        ]
+    entry = new_entry(
+        named(request.class_ids, run.label_names),
+        run.forget.images,
+        nonce,
+        base_model=origin.base_model,
+        base_revision=origin.base_revision,
+        method=name,
+        seed=args.seed,
     )
     return UnlearningReport(
-        method=args.method,
-        base_model=trainer.base_model,
-        base_revision=trainer.base_revision,
-        inherited=trainer.inherited,
+        method=name,
+        about=method.described(),
+        reads_retained=method.reads_retained,
+        method_options=options,
+        given=given,
+        base_model=origin.base_model,
+        base_revision=origin.base_revision,
+        inherited=origin.inherited,
         dataset=hub_id(args.dataset_name),
-        forget_classes=trainer.named(trainer.forget_ids),
-        forget_images=len(trainer.forget) // max(1, args.forget_views),
+        forget_classes=named(request.forgotten_ids, run.label_names),
+        forget_images=len(run.forget) // max(1, args.forget_views),
         seed=args.seed,
         proxies=facts.get("proxies"),
-        layers=[layer | movement(trainer, layer["name"], grams[layer["name"]]) for layer in facts.get("layers", [])],
+        layers=layers,
         choice=choice,
         curve=control.curve if control else [],
-        timings_s=trainer.timings,
+        timings_s=run.timings,
         peak_memory_mb=peak_memory_mb(),
-        request=request,
-        history=trainer.request.history,
-        config={k: v.value if isinstance(v, Enum) else v for k, v in options.items()},
+        request=entry,
+        history=request.history,
+        config=args.public(),
         versions=versions(),
     )
 
 
-def movement(trainer, name: str, gram: Tensor) -> dict[str, float]:
+def movement(layer: Layer, original: Tensor, gram: Tensor) -> dict[str, float]:
     """weight_change ||W - W0|| / ||W0|| and proxy_drift ||(W - W0) R|| / ||W0 R|| of one layer, R the proxies' rows."""
-    layer = trainer.layers[name]
-    start = layer.matrix(trainer.original[f"{name}.weight"]).double().cpu()
+    start = layer.matrix(original).double().cpu()
     change = layer.matrix(layer.weight.detach()).double().cpu() - start
 
     def energy(w: Tensor) -> float:
@@ -87,42 +135,60 @@ def movement(trainer, name: str, gram: Tensor) -> dict[str, float]:
     }
 
 
-def original_classifier(trainer) -> PixelClassifier:
-    """A copy of the model with the weights that it came with."""
-    model = copy.deepcopy(trainer.model)
-    with torch.no_grad():
-        held = dict(model.named_parameters()) | dict(model.named_buffers())
-        for name, tensor in trainer.original.items():
-            held[name].copy_(tensor)
-    return PixelClassifier(model, trainer.processing_class)
+def accuracy_metrics(prediction: EvalPrediction, forget_ids: list[int], label_names: list[str]) -> dict[str, float]:
+    """acc_rt, acc_ut, their micro forms, and one accuracy a class, from gathered logits ``(N, C)``."""
+    labels = prediction.label_ids
+    splits = np.where(np.isin(labels, forget_ids), TEST_FORGOTTEN, TEST_RETAINED)
+    scores = compute("unlearning_accuracy", predictions=prediction.predictions, references=labels, splits=splits)
+    per_class = scores.pop("per_class")
+    names = distinct(label_names)
+    metrics = {k: v for k, v in scores.items() if k.startswith("acc_") and v is not None}
+    shown = per_class if len(label_names) <= LOGGED_CLASSES else forget_ids
+    for k in (k for k in shown if k in per_class):
+        name = f"acc_{names[k]}"  # a class may be called "rt"
+        metrics[f"{name} ({k})" if name in scores else name] = per_class[k]
+    return metrics
 
 
-def compare_trained(trainer, test, retain, retrained, beside: dict | None, level: str) -> Comparison:
+def compare_trained(
+    run: Run,
+    original: Mapping[str, Tensor],
+    accelerator: Any,
+    test: EvalDataset,
+    retain: EvalDataset | None,
+    retrained: Any,
+    beside: dict[str, Any] | None,
+    level: str,
+) -> Comparison:
     """The trained model among the others, checked before anything is computed."""
-    forget, names = trainer.forget, trainer.label_names_by_id
+    forget, args, processor = run.forget, run.args, run.classifier.processor
+    first = copy.deepcopy(run.model)
+    copy_weights(original, first)
 
-    def classifier(model) -> PixelClassifier:
-        return load_other(model, names, trainer.processing_class, trainer.args.device, trainer.args.other_hub)
+    def classifier(model: Any) -> PixelClassifier:
+        return load_other(model, run.label_names, processor, args.device, args.other_hub)
 
     return Comparison(
-        original_classifier(trainer),
-        trainer.classifier,
-        trainer.forget_ids,
-        names,
+        PixelClassifier(first, processor),
+        run.classifier,
+        run.forget_ids,
+        run.label_names,
         PixelDataset(forget.images, forget.image_labels),
         test,
-        trainer.accelerator,
+        accelerator,
         relearn_on=PixelDataset(forget.pixels, forget.labels),
-        views=None if forget.unseen is None else PixelDataset(forget.unseen, forget.unseen_labels),
-        retain=None if retain is None else trainer.labelled(retain),
+        views=None
+        if forget.unseen is None or forget.unseen_labels is None
+        else PixelDataset(forget.unseen, forget.unseen_labels),
+        retain=retain,
         **load_others(retrained, beside, classifier),
         level=level,
-        seed=trainer.args.seed,
-        quiet=trainer.quiet,
+        seed=args.seed,
+        quiet=run.quiet,
     )
 
 
-def project(trainer, table: Table) -> dict[str, list] | None:
+def project(run: Run, table: Table) -> dict[str, list] | None:
     """Proxies among real test images in two dimensions, by the original model's penultimate features (figure 4).
 
     At most 50 principal components, then t-SNE, seeded; at most ``PROJECTED`` points of a kind.
@@ -130,21 +196,20 @@ def project(trainer, table: Table) -> dict[str, list] | None:
     Returns:
         x, y, kind ("proxy", "retained", "forgotten") and label, a point each; None for a run without paired proxies.
     """
-    kept = trainer.projected
+    kept = None if run.plan is None else run.plan.projected
     if kept is None:
         return None
     parts = {"retained": table.rows(TEST_RETAINED), "forgotten": table.rows(TEST_FORGOTTEN)}
-    rows = {kind: found[drawn(len(found), PROJECTED[kind], trainer.args.seed)] for kind, found in parts.items()}
-    proxies = drawn(len(kept["labels"]), PROJECTED["proxy"], trainer.args.seed)
+    rows = {kind: part[drawn(len(part), PROJECTED[kind], run.seed)] for kind, part in parts.items()}
+    proxies = drawn(len(kept["labels"]), PROJECTED["proxy"], run.seed)
     center, scale = (kept[name].numpy() for name in ("center", "scale"))
-    features = [(table.features["original"][found] - center) / scale for found in rows.values()]
+    features = [(table.features["original"][part] - center) / scale for part in rows.values()]
     x = np.concatenate([*features, kept["features"][proxies].numpy()])
     if len(x) <= PERPLEXITY:
         return None
-    ids = np.concatenate([*(table.references[found] for found in rows.values()), kept["labels"][proxies].numpy()])
+    ids = np.concatenate([*(table.references[part] for part in rows.values()), kept["labels"][proxies].numpy()])
     kinds = np.repeat([*rows, "proxy"], [*map(len, rows.values()), len(proxies)])
-    seed = trainer.args.seed
-    reduced = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)
-    points = TSNE(2, perplexity=PERPLEXITY, init="pca", random_state=seed).fit_transform(reduced)
-    labels = [trainer.label_names_by_id[i] for i in ids]
+    reduced = PCA(min(50, *x.shape), random_state=run.seed).fit_transform(x)
+    points = TSNE(2, perplexity=PERPLEXITY, init="pca", random_state=run.seed).fit_transform(reduced)
+    labels = [run.label_names[i] for i in ids]
     return {"x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "kind": kinds.tolist(), "label": labels}

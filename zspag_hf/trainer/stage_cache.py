@@ -69,6 +69,7 @@ class StageCache:
             raise caught or kind(message)
 
     def open(self, resume: bool | str) -> None:
+        """Take the folder, made anew or of the run that is resumed."""
         if isinstance(resume, str) and (why := self.refusal(resume)):
             raise UnlearningError(
                 f"resume_from_checkpoint={resume!r}: {why}. Give a folder that save_strategy='epoch' wrote in a run"
@@ -112,13 +113,14 @@ class StageCache:
             read before, in this one.
         """
         known, self.timed = name in self.timed, self.timed | {name}
-        found = self.load(name)
-        if found is not None:
-            seconds = found[1].pop("seconds")
-            return *found, 0.0 if known else seconds
+        kept = self.load(name)
+        if kept is not None:
+            tensors, facts = kept
+            seconds = facts.pop("seconds")
+            return tensors, facts, 0.0 if known else seconds
         start = time.perf_counter()
         tensors, facts = make()
-        tensors = apart(tensors)  # laid out as they are read: the same to the last bit
+        tensors = detached(tensors)  # laid out as they are read: the same to the last bit
         self.store(name, tensors, facts | {"seconds": time.perf_counter() - start})
         return tensors, json.loads(json.dumps(facts)), 0.0
 
@@ -131,7 +133,8 @@ class StageCache:
         self.together(lambda: self.write(name, tensors, facts), StageError)
 
     def write(self, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
-        tensors, text = apart(tensors), json.dumps(facts)
+        """What :meth:`store` does in the first process."""
+        tensors, text = detached(tensors), json.dumps(facts)
         metadata = {"facts": text, "sha256": digest_of({"facts": text, "tensors": checksum(tensors)})}
         part = self.folder / f"{name}.part"
         try:
@@ -148,16 +151,18 @@ class StageCache:
         """One stage, or None where it is not there or damaged."""
         tensors, facts = self.read(name) if self.first else (None, None)
         tensors = tensors_from_first(tensors)
-        return None if tensors is None else (tensors, from_first(facts))
+        shared = from_first(facts)
+        return None if tensors is None else (tensors, shared or {})
 
     def on_disk(self, name: str, tensors: dict[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """The tensors of a stage that is there, each read when it is asked for, where one process can do so; where
         several run, ``tensors``, or the stage loaded."""
         if rank_and_size()[1] == 1:
             return TensorsOnDisk(self.path(name))
-        return self.load(name)[0] if tensors is None else tensors
+        return (self.load(name) or ({}, {}))[0] if tensors is None else tensors
 
     def read(self, name: str) -> Stage | tuple[None, None]:
+        """What :meth:`load` does in the first process."""
         try:
             with safe_open(self.path(name), "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -173,6 +178,7 @@ class StageCache:
             return None, None
 
     def path(self, name: str) -> Path:
+        """Of a stage's file."""
         return self.folder / f"{name}.safetensors"
 
     def discard(self) -> None:
@@ -182,17 +188,11 @@ class StageCache:
             if not any(self.root.glob("*")):
                 delete(self.root)
 
-    def keep_only(self, name: str) -> None:
-        """Delete the stages that a last one has made superfluous."""
-        for path in self.folder.glob("*.safetensors") if self.first else ():
-            if path != self.path(name):
-                path.unlink()
-
     def last_checkpoint(self, output_dir: str) -> str | None:
         """The last checkpoint that is whole and of a run with this key."""
         folders = Path(output_dir).glob("checkpoint-*")
-        found = sorted((int(path.name.split("-")[1]), str(path)) for path in folders if not self.refusal(str(path)))
-        return from_first(found[-1][1] if found else None)
+        whole = [(int(path.name.split("-")[1]), str(path)) for path in folders if not self.refusal(str(path))]
+        return from_first(max(whole)[1] if whole else None)
 
     def refusal(self, checkpoint: str) -> str | None:
         """Why a checkpoint cannot be gone on from; None where it can."""
@@ -237,15 +237,15 @@ def delete(folder: Path) -> None:
         logger.warning(f"{folder} could not be deleted: it may hold proxies, delete it by hand.")
 
 
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, each in memory of its own: safetensors refuses tensors that share it."""
-    found, taken = {}, set()
+    laid, taken = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().contiguous().cpu()
         place = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.clone() if place in taken else tensor
+        laid[name] = tensor.clone() if place in taken else tensor
         taken.add(place)
-    return found
+    return laid
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -254,11 +254,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous().cpu()
         total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 def digest_of(key: dict) -> str:
+    """SHA-256 of something that JSON can hold."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,73 +6,57 @@ import contextlib
 import copy
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalPrediction, TrainOutput
 
 from ..config import UnlearningConfig
-from ..data.images import EvalDataset, labelled_dataset, read_forget_set, read_retain_set
-from ..data.labels import check_dataset, class_names, distinct, model_labels, reconcile_labels
-from ..data.request import LEDGER, check_same_images, draw_nonce, resolve_request
+from ..data.labels import model_labels
+from ..data.request import LEDGER, draw_nonce, resolve_request
 from ..errors import UnlearningError, check_choice, transformers_errors
 from ..evaluation import LEVELS, Table
-from ..fastclip import FastClip
-from ..hub.models import inherited_card, resolve_model, source_of
-from ..methods import METHODS, Plan
+from ..evaluation.accepted import check_trainable
+from ..hub.models import resolve_model
+from ..methods import Confined, Method, as_method, method_name
+from ..methods.run import state_tensors
 from ..methods.stages import confine
-from ..metrics import compute
-from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
-from ..parallel.batches import TargetDataset
-from ..parallel.heartbeat import heartbeat
-from ..parallel.memory import return_large_blocks
-from ..parallel.processes import summed, tensors_from_first
-from ..parallel.sharding import check_sharding, unsharded
-from ..pipeline.classifier import PixelClassifier
+from ..parallel.batches import SharedBatches, TargetDataset
+from ..parallel.processes import rank_and_size, tensors_from_first
 from ..pipeline.constraint import attach, freeze_unconstrained
-from ..pipeline.layers import constrained_layers, head_name
 from ..report.report import UnlearningReport
-from .checks import (
-    check_backend,
-    check_checkpoint,
-    check_device,
-    check_launch,
-    check_optimizer,
-    check_output_dir,
-    check_outputs,
-    check_parallel,
-    check_trainable,
-    check_unused,
-)
-from .finite import check_weights, not_finite
-from .results import compare_trained, make_report, project
+from . import refusals
+from .inputs import Data, Inputs, Progress, by_name, check_datasets, first_run, named
+from .output_dir import check_output_dir
+from .results import Origin, accuracy_metrics, compare_trained, finished_report, project
 from .run_key import run_key
+from .saving import SavingTrainer, copy_weights
 from .stage_cache import StageCache, StageError
-from .staged import CHOSEN, EpochCallback, StagedTrainer
-
-TRAINED = "training"  # the last stage: all that the others led to
-LOGGED_CLASSES = 100  # accuracies by class go to the log up to so many classes; the report has them all
 
 
-class UnlearningTrainer(StagedTrainer):
-    """Make an image classifier forget classes, without the retained data. A ``Trainer`` in every other respect.
+class UnlearningTrainer(SavingTrainer):
+    """Make an image classifier forget classes or images. A ``Trainer`` in every other respect.
 
     Everything that can be wrong with the input is checked here, before any expensive work.
 
     Args:
         model: Hub id, local folder, or a loaded model (then ``processing_class`` is needed, unless the model knows its
             repository).
-        args: the options; ``args.forget_classes`` names what to forget.
-        forget_dataset: a ``datasets.Dataset`` that holds the images to forget and nothing else.
-        eval_dataset: labelled test images of retained and forgotten classes, for :meth:`evaluate` alone.
-        retain_dataset: labelled training images of retained classes, for methods with ``with_retain``; others never
-            touch it.
+        args: the options of the run; ``args.forget_classes`` names what to forget.
+        forget_dataset: the images to forget and nothing else.
+        eval_dataset: labelled test images of retained and forgotten classes, for :meth:`evaluate` alone; or several
+            such data sets by name, the report being on the first.
+        method: a name in :data:`zspag_hf.METHODS`, ``package.module:Class``, or an instance with options of its own.
+        retain_dataset: labelled training images of retained classes, for methods that read them; others never touch it.
         processing_class: an image processor, in place of the model's own.
         label_mapping: data set label name -> model label or id, where the names differ.
-        callbacks, optimizers: as in ``Trainer``.
+        compute_metrics, callbacks, optimizers: as in ``Trainer``.
 
     Raises:
         UnlearningError: bad input, named with the mend.
@@ -82,56 +66,36 @@ class UnlearningTrainer(StagedTrainer):
         self,
         model: str | os.PathLike | PreTrainedModel,
         args: UnlearningConfig,
-        forget_dataset,
-        eval_dataset=None,
+        forget_dataset: Dataset,
+        eval_dataset: Data | dict[str, Data] | None = None,
         *,
-        retain_dataset=None,
-        processing_class=None,
+        method: str | Method = "zspag",
+        retain_dataset: Data | None = None,
+        processing_class: Any = None,
         label_mapping: dict | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers=(None, None),
+        optimizers: tuple = (None, None),
+        **unsupported: Any,
     ):
-        if not isinstance(args, UnlearningConfig):
-            raise UnlearningError(f"args must be an UnlearningConfig, not {type(args).__name__}.")
-        check_dataset(forget_dataset, "forget_dataset")
-        if eval_dataset is not None:
-            check_dataset(eval_dataset, "eval_dataset")
-        self.method = METHODS[args.method]()
-        if args.with_retain and retain_dataset is None:
-            raise UnlearningError(f"the method {args.method!r} is to read retained data: pass retain_dataset.")
-        if args.constraint != "none" and any(isinstance(one, FastClip) for one in callbacks or ()):
-            raise UnlearningError(
-                f"FastClip changes weights past constraint={args.constraint!r}: give constraint='none', or leave the"
-                " callback out."
-            )
-        if args.adaptive and optimizers != (None, None):
-            given = " and ".join(type(one).__name__ for one in optimizers or () if one is not None)
-            raise UnlearningError(
-                f"an adaptive run makes its own optimizer and cannot take {given}: give adaptive=False with optimizers."
-            )
-        args = copy.copy(args)  # a run's choices are written into its own options, not into the caller's
-        check_device(args.device)
+        refusals.check_arguments(args, unsupported)
+        tests = by_name(eval_dataset)
+        check_datasets(forget_dataset, tests)
+        asked = as_method(method)
+        asked.check(args)
+        refusals.check_combination(asked, retain_dataset, callbacks, optimizers)
+        refusals.check_device(args.device)
         model, processing_class = resolve_model(model, processing_class, args.hub)
         check_trainable(model)
-        self.base_model, self.base_revision = source_of(model)
-        origin = model.config._name_or_path
-        revision = None if os.path.isdir(origin) else self.base_revision
-        self.inherited = inherited_card(origin, replace(args.hub, revision=revision))
         self.label_names_by_id = model_labels(model.config)
-        args.complete(len(self.label_names_by_id))
-        self.request = resolve_request(args.forget_classes, self.label_names_by_id, model.config, args.method)
-        self.forget_ids = self.request.forgotten_ids
-        earlier = {"base_model": self.base_model, "forget_classes": self.named(self.forget_ids)}
-        check_output_dir(args.output_dir, earlier)
-        self.own_optimizer = optimizers[0] is None
-        self.label_mapping = label_mapping
-        self.retain_dataset = retain_dataset if args.with_retain else None  # never seen by a zero-shot form
-        self.timings: dict[str, float] = {}
-        self.constraint_hooks: list = []
-        self.plan: Plan | None = None
-        self.cache: StageCache | None = None
-        self.frames: dict = {}
-        self.projected: dict | None = None  # proxies' features, for the picture of a full evaluation
+        self.given = args.given() | asked.given()  # a run's choices are written into its own copies
+        self.completed_method, args = asked.completed(args, len(self.label_names_by_id))
+        self.method, self.method_name = self.completed_method, method_name(asked)
+        self.origin = Origin.of(model, args.hub)
+        self.request = resolve_request(args.forget_classes, self.label_names_by_id, model.config, asked.forgets)
+        gone = named(self.request.forgotten_ids, self.label_names_by_id)
+        check_output_dir(args.output_dir, {"base_model": self.origin.base_model, "forget_classes": gone})
+        self.own_optimizer, self.users_metrics = optimizers[0] is None, compute_metrics
         self.report: UnlearningReport | None = None
         self.table: Table | None = None  # behind the last report; stays in this process
         with transformers_errors():
@@ -142,114 +106,28 @@ class UnlearningTrainer(StagedTrainer):
                 eval_dataset=eval_dataset,
                 callbacks=callbacks,
                 optimizers=optimizers,
-                compute_metrics=self.accuracy_metrics,
+                compute_metrics=self.score,
             )
-        check_parallel(args.n_gpu)
-        self.sharded = self.accelerator.is_fsdp2
-        if self.sharded:
-            check_sharding(self.accelerator, args, self.model, self.optimizer, self.callback_handler.callbacks)
-            self.is_fsdp_enabled = False  # but in shards(): until then Trainer has to treat the model as any other
-            self.model.to(args.device)
-        else:
-            check_backend(self.accelerator)
-        check_launch(self.accelerator)
+        refusals.check_processes(self.accelerator, args.n_gpu)
         self.nonce = draw_nonce()
         self.loss_is_scaled_for_ga = False  # compute_loss returns the mean of its batch
-        self.can_return_loss = False
-        self.label_names = ["labels"]
-        self.classifier = PixelClassifier(self.model, processing_class)
-        self.forget = self.read_forget(forget_dataset)
-        if not self.request.class_ids:
-            check_same_images(args.output_dir, self.forget.images)
-        self.eval_dataset = None if eval_dataset is None else self.labelled(eval_dataset)
-        self.retain = None if self.retain_dataset is None else self.read_retain()
-        self.find_layers()
-        self.asked = {name: getattr(args, name) for name in CHOSEN}
+        self.inputs = Inputs(args, processing_class, self.label_names_by_id, label_mapping, self.quiet)
+        tests = {name: self.inputs.labelled(dataset) for name, dataset in tests.items()}
+        self.eval_dataset = tests if isinstance(eval_dataset, dict) else tests.get("")
+        self.run = first_run(model, self.inputs, self.request, self.method, forget_dataset, retain_dataset, self)
+        self.original = {name: tensor.detach().clone() for name, tensor in state_tensors(self.model).items()}
         if not self.own_optimizer:
-            check_optimizer(self.optimizer, self.layers)
-
-    # ------------------------------------------------------------------ data
-
-    def read_forget(self, dataset):
-        """The forget set as pixels and labels, checked against the classes to forget."""
-        args = self.args
-        return read_forget_set(
-            dataset,
-            self.processing_class,
-            self.request.class_ids,
-            self.reconcile(dataset),
-            self.classifier.num_labels,
-            image_column=args.image_column_name,
-            label_column=args.label_column_name,
-            views=args.forget_views,
-            seed=args.seed,
-            disable_progress=self.quiet,
-        )
-
-    def read_retain(self):
-        """The retained images as pixels and labels: ``args.max_retain_samples`` of them, drawn at random."""
-        args = self.args
-        return read_retain_set(
-            self.labelled(self.retain_dataset, "retain_dataset"),
-            self.forget_ids,
-            self.forget.images,
-            most=args.max_retain_samples,
-            seed=args.seed,
-            disable_progress=self.quiet,
-        )
-
-    def named(self, ids: list[int]) -> list[dict]:
-        """Classes as the report and the ledger write them."""
-        return [{"id": i, "label": self.label_names_by_id[i]} for i in ids]
-
-    def reconcile(self, dataset) -> list[int]:
-        return reconcile_labels(
-            class_names(dataset, self.args.label_column_name),
-            self.label_names_by_id,
-            offset=self.args.label_offset,
-            mapping=self.label_mapping,
-        )
-
-    def labelled(self, dataset, what: str = "the data to evaluate on") -> EvalDataset:
-        """A data set with image and label columns as the model's inputs."""
-        if isinstance(dataset, EvalDataset):
-            return dataset
-        args = self.args
-        return labelled_dataset(
-            dataset,
-            self.processing_class,
-            self.label_names_by_id,
-            image_column=args.image_column_name,
-            label_column=args.label_column_name,
-            offset=args.label_offset,
-            mapping=self.label_mapping,
-            what=what,
-        )
-
-    def find_layers(self) -> None:
-        """The constrained layers and the head, and the weights as they were."""
-        pair = self.forget.pixels[[0, -1]]  # two rows, which tell an image's rows from a table's
-        check_outputs(self.classifier, pair, "model", "the forget images")
-        sample = pair.to(self.args.device).float() / 255
-        self.model.eval()
-        self.layers = constrained_layers(self.model, lambda: self.classifier(sample))
-        self.head = head_name(self.layers, self.classifier.num_labels)
-        if self.head is None and self.args.adaptive and self.args.scope != "all":
-            raise UnlearningError(
-                f"no layer of the model has one output for each of its {self.classifier.num_labels} labels, so there is"
-                " no head to finish with: give scope='all'."
-            )
-        self.original = {name: tensor.detach().clone() for name, tensor in self.state_tensors().items()}
-
-    @property
-    def original_weights(self) -> dict[str, torch.Tensor]:
-        """Layer name -> its weight as it came."""
-        return {name: self.original[f"{name}.weight"] for name in self.layers}
+            refusals.check_optimizer(optimizers[0], self.run.layers)
 
     # ------------------------------------------------------------------ training
 
-    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
-        """Run the stages and the constrained training; see :class:`zspag_hf.methods.zspag.ZSPAG` for the default.
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Run the method's stages and its training; see :class:`zspag_hf.methods.zspag.ZSPAG` for the default.
 
         Args:
             resume_from_checkpoint: True to go on with a run of the same model, images and settings that was cut off:
@@ -260,81 +138,70 @@ class UnlearningTrainer(StagedTrainer):
             UnlearningError: nothing to resume, or a loss that is not finite.
         """
         resume = True if str(resume_from_checkpoint).lower() == "true" else resume_from_checkpoint or False
-        check_checkpoint(resume, self.sharded)
-        if self.sharded:  # again: callbacks are added, and models change
-            check_sharding(self.accelerator, self.args, self.model, None, self.callback_handler.callbacks)
-        if not self.own_optimizer:
-            check_unused(self.optimizer)
-        try:
-            with heartbeat():
-                return self.run_stages(resume, trial, ignore_keys_for_eval)
-        except UnlearningError as error:
-            on_disk = isinstance(error, StageError) or isinstance(error.__cause__, OSError)
-            if self.cache is not None and not on_disk:
-                self.cache.discard()  # it would end in the same way again
-            raise
-
-    def run_stages(self, resume: bool | str, trial, ignore_keys_for_eval) -> TrainOutput:
-        """What stands in ``method.prepare``, then the steps; finished stages are taken from the cache on ``resume``."""
-        start = time.perf_counter()
-        return_large_blocks()
-        self.timings.clear()
-        if resume:
-            self.rewind()
+        refusals.check_checkpoint(resume)
         if self.own_optimizer:
             self.optimizer = self.lr_scheduler = None
-        freeze_unconstrained(self.model, set(self.layers))
-        self.cache = None  # not an earlier run's, which an error would discard
-        self.cache = StageCache(self.args.output_dir, run_key(self), resume)
-        finished = self.cache.load(TRAINED) if resume is True else None
-        if finished is not None:
-            return self.restore(*finished)
-        self.plan = plan = self.method.prepare(self)
-        confine(self, plan)
+        else:
+            refusals.check_unused(self.optimizer)
+        if resume:  # a run that was cut off may be gone on with in the same object
+            copy_weights(self.original, self.model)
+        self.method = copy.copy(self.completed_method)
+        self.run = replace(self.run, args=self.args, plan=None, timings={})
+        freeze_unconstrained(self.model, set(self.run.layers))
+        own = None if self.own_optimizer else repr(self.optimizer)
+        self.run.stages = StageCache(self.args.output_dir, run_key(self.run, self.completed_method, own), resume)
+        try:
+            return self.run_stages(resume, trial, ignore_keys_for_eval)
+        except UnlearningError as error:
+            on_disk = isinstance(error, StageError) or isinstance(error.__cause__, OSError)
+            if not on_disk:
+                self.run.stages.discard()  # it would end in the same way again
+            raise
+
+    def run_stages(self, resume: bool | str, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
+        """What stands in ``method.prepare``, then the steps, then the report."""
+        start, run = time.perf_counter(), self.run
+        run.plan = plan = self.method.prepare(run)
+        if plan.constraint is None and isinstance(self.method, Confined):
+            confine(run, plan, self.method)
         if plan.edit is not None:
-            self.edit(plan)
+            with run.timed("training"):
+                plan.apply_edit()
         self.model.requires_grad_(True)
         if plan.trainable is not None:
             freeze_unconstrained(self.model, set(plan.trainable))
         output = TrainOutput(0, 0.0, {})
-        if plan.pixels is not None:
-            checkpoint = resume or None
-            if resume is True:  # FSDP2 writes no checkpoints, and reads none of another launch
-                checkpoint = None if self.sharded else self.cache.last_checkpoint(self.args.output_dir)
-            output = self.run_training(checkpoint, trial, ignore_keys_for_eval)
+        if plan.pixels is not None and plan.targets is not None:
+            last = run.stages.last_checkpoint(self.args.output_dir) if resume is True else resume or None
+            output = self.take_steps(last, trial, ignore_keys_for_eval)
         if plan.train_mode:  # each process has batch statistics of its own rows
-            for name, tensor in (tensors_from_first(dict(self.model.named_buffers())) or {}).items():
-                self.model.get_buffer(name).copy_(tensor)
+            copy_weights(tensors_from_first(dict(self.model.named_buffers())) or {}, self.model)
         self.model.eval()
-        check_weights(self.layers, self.state.global_step)
-        self.timings["total"] = time.perf_counter() - start
-        self.report = make_report(self)
-        self.cache.store(TRAINED, *self.trained(output))
-        self.cache.keep_only(TRAINED)
-        self.show()
+        for name, layer in run.layers.items():
+            refusals.check_finite(layer.weight, f"the weight of layer {name!r}", self.state, self.args)
+        run.timings["total"] = time.perf_counter() - start
+        self.report = finished_report(
+            run, self.method, self.method_name, self.given, self.origin, self.request, self.nonce, self.original
+        )
+        setattr(self.model.config, LEDGER, [*self.request.history, self.report.request])
+        if self.is_world_process_zero():
+            for text in [self.report.chosen()] * bool(self.report.choice) + self.report.left_out():
+                print(text)
         return output
 
-    def edit(self, plan: Plan) -> None:
-        """Change the weights at once, confined as a step would be."""
-        with self.stage("training"):
-            around = [*plan.keepers, *([plan.constraint] if plan.constraint else [])]
-            for keeper in around:
-                keeper.before_step()
-            plan.edit()
-            for keeper in around:
-                keeper.after_step()
-
-    def run_training(self, checkpoint, trial, ignore_keys_for_eval) -> TrainOutput:
+    def take_steps(self, checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         """The optimizer steps, with this run's callbacks and hooks."""
-        plan = self.plan
+        plan = self.run.made
+        assert plan.pixels is not None and plan.targets is not None
         self.train_dataset = TargetDataset(
             plan.pixels, plan.targets, plan.proxies, self.args.seed, plan.blocks, plan.retarget
         )
-        callbacks = [*self.plan.callbacks, EpochCallback(self)]
+        self.constraint_hooks: list = []
+        callbacks = [*plan.callbacks, Progress(self.run, self.train_dataset)]
         for callback in callbacks:
             self.add_callback(callback)
         try:
-            with self.stage("training"), self.shards():
+            with self.run.timed("training"):
                 return super().train(checkpoint, trial, ignore_keys_for_eval)
         finally:
             for callback in callbacks:
@@ -342,18 +209,16 @@ class UnlearningTrainer(StagedTrainer):
             for handle in self.constraint_hooks:
                 handle.remove()
 
-    def show(self) -> None:
-        """Write the run into the model's ledger, and print what it chose."""
-        setattr(self.model.config, LEDGER, [*self.request.history, self.report.request])
-        if self.is_world_process_zero():
-            for text in [self.report.chosen()] * bool(self.report.choice) + self.report.left_out():
-                print(text)
+    def get_train_dataloader(self) -> DataLoader:
+        """Every image once an epoch, whatever the number of processes."""
+        args, images = self.args, self.train_dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batches = SharedBatches(len(images), args.per_device_train_batch_size, *rank_and_size(), seed, images.blocks)
+        loading = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
+        return DataLoader(images, batch_sampler=batches, collate_fn=self.data_collator, **loading)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """One backward pass for each part of the method's loss; gradients are averaged over processes in the last.
-
-        Under FSDP2 ``no_sync`` does not nest: with gradient accumulation they are averaged there for each micro-batch.
-        """
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
+        """One backward pass for each part of the method's loss; gradients are averaged over processes in the last."""
         *first, last = self.method.parts(inputs)
         losses = []
         for part in first:
@@ -361,79 +226,77 @@ class UnlearningTrainer(StagedTrainer):
                 losses.append(super().training_step(model, part, num_items_in_batch))
         return sum(losses) + super().training_step(model, last, num_items_in_batch)
 
-    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> contextlib.AbstractContextManager:
         """bf16 in training steps alone: what is measured, and what the constraint multiplies, stays in float32."""
         if not self.args.bf16:
             return contextlib.nullcontext()
-        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=cache_enabled)
+        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=bool(cache_enabled))
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As ``Trainer``'s, with the keepers and the constraint, which has the last word, around every step."""
         optimizer = super().create_optimizer(model)
-        if self.plan is not None:
-            for keeper in self.plan.keepers:  # before the constraint, which has the last word
-                self.constraint_hooks += attach(keeper, optimizer)
-            if self.plan.constraint is not None:
-                self.constraint_hooks += attach(self.plan.constraint, optimizer)
+        if self.run.plan is not None:
+            for keeper in [*self.run.plan.keepers, self.run.plan.constraint]:
+                self.constraint_hooks += attach(keeper, optimizer) if keeper is not None else []
         return optimizer
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Loss of the method in training, cross-entropy to the labels in evaluation.
 
         The model is in eval mode in both, where the plan does not ask for train mode: batch-norm statistics stay as
         they are, dropout is off (the closest published code leaves it on in one network; a rate of .999, which one Hub
         model has, would leave nothing to train on).
         """
-        if self.model.training and not (self.plan and self.plan.train_mode):
+        plan = self.run.plan
+        if self.model.training and not (plan and plan.train_mode):
             self.model.eval()
         if "labels" in inputs:
-            logits = self.classifier(inputs["pixels"].float() / 255)  # not through the wrapper, which may autocast
+            logits = self.run.classifier(inputs["pixels"].float() / 255)  # not through the wrapper, which may autocast
             loss = nn.functional.cross_entropy(logits, inputs["labels"])
             return (loss, {"logits": logits}) if return_outputs else loss
-        loss = self.method.compute_loss(self, model, inputs)
-        if not self.args.adaptive:  # an adaptive run rolls back instead
-            own = not torch.isfinite(loss)
-            if summed(torch.tensor(float(own))):  # all processes end together
-                with unsharded(self.model):
-                    raise not_finite(self, inputs, own)
+        loss = self.method.compute_loss(self.run, model, inputs)
+        if "control" not in (plan.facts if plan else {}):  # an adaptive run rolls back instead
+            refusals.check_finite(loss, "the loss", self.state, self.args)
         return loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple:
+        """Loss, logits ``(n, C)`` and labels ``(n,)`` of one batch."""
+        batch = self._prepare_inputs(inputs)
+        if "inputs" in self.args.include_for_metrics:
+            inputs[self.model.main_input_name] = batch[
+                "pixels"
+            ]  # where Trainer looks for what compute_metrics asks for
         with torch.no_grad():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        return (loss, None, None) if prediction_loss_only else (loss, outputs["logits"], inputs["labels"])
+            loss, outputs = self.compute_loss(model, batch, return_outputs=True)
+        return (loss, None, None) if prediction_loss_only else (loss, outputs["logits"], batch["labels"])
 
     # ------------------------------------------------------------------ evaluation
 
-    def accuracy_metrics(self, prediction) -> dict[str, float]:
-        """acc_rt, acc_ut, their micro forms, and one accuracy a class, from gathered logits."""
-        labels = prediction.label_ids
-        splits = np.where(np.isin(labels, self.forget_ids), TEST_FORGOTTEN, TEST_RETAINED)
-        scores = compute("unlearning_accuracy", predictions=prediction.predictions, references=labels, splits=splits)
-        per_class = scores.pop("per_class")
-        shown = per_class if self.classifier.num_labels <= LOGGED_CLASSES else self.forget_ids
-        names = distinct(self.label_names_by_id)
-        found = {k: v for k, v in scores.items() if k.startswith("acc_") and v is not None}
-        for k in (k for k in shown if k in per_class):
-            name = f"acc_{names[k]}"  # a class may be called "rt"
-            found[f"{name} ({k})" if name in scores else name] = per_class[k]
-        return found
+    def score(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The accuracies, and what the given ``compute_metrics`` says."""
+        own = accuracy_metrics(prediction, self.request.forgotten_ids, self.label_names_by_id)
+        return own | (self.users_metrics(prediction) if self.users_metrics is not None else {})
 
     def evaluate(
         self,
-        eval_dataset=None,
-        ignore_keys=None,
-        metric_key_prefix="eval",
+        eval_dataset: Data | dict[str, Data] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
         *,
-        retain=None,
-        retrained=None,
-        beside=None,
-        level="quick",
-    ):
+        retain: Data | None = None,
+        retrained: Any = None,
+        beside: dict[str, Any] | None = None,
+        level: str = "quick",
+    ) -> dict[str, float]:
         """Metrics of the model as it is now; after training also the whole report (:mod:`zspag_hf.evaluation`).
 
         Args:
-            eval_dataset: labelled test images; the one given to the constructor by default.
+            eval_dataset: labelled test images, or several such data sets by name (the report is on the first); the one
+                given to the constructor by default, or its name there.
             retain: labelled training images of retained classes, for the scores that need them.
             retrained: id, folder or model retrained without the forgotten classes, or a list of them: two give the
                 floor between retrained models, three a verdict on every score.
@@ -442,38 +305,44 @@ class UnlearningTrainer(StagedTrainer):
 
         Returns:
             ``eval_acc_rt``, ``eval_acc_ut`` (means over classes), their ``_micro`` forms (over images), one
-            ``eval_acc_<label>`` a class (forgotten classes alone beyond 100), in [0, 1], and the usual loss and speeds.
+            ``eval_acc_<label>`` a class (forgotten classes alone beyond 100), in [0, 1], the usual loss and speeds, and
+            what ``compute_metrics`` says; with the data set's name in front where there are several.
 
         Raises:
             UnlearningError: no eval data, retain data of forgotten classes, or a model with other classes.
         """
         check_choice("level", level, LEVELS)
-        dataset = self.eval_dataset if eval_dataset is None else self.labelled(eval_dataset)
-        if dataset is None:
+        tests = by_name(self.eval_dataset if eval_dataset is None else eval_dataset)
+        known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        tests = {
+            name: self.inputs.labelled(known.get(one, one) if isinstance(one, str) else one)
+            for name, one in tests.items()
+        }
+        if not tests:
             raise UnlearningError("there is nothing to evaluate on: pass eval_dataset.")
-        comparison = None
-        others = {"retain": retain, "retrained": retrained, "beside": beside}
+        others = {"retained data": retain, "retrained models": retrained, "models beside it": beside}
         given = [name for name, value in others.items() if value is not None]
         if self.report is None and given:
             raise UnlearningError(
-                f"a comparison with other models or retained data ({', '.join(given)}) follows a training: call train()"
-                " first, or evaluate_unlearning for models that other tools made."
+                f"a comparison with {', '.join(given)} follows a training: call train() first, or evaluate_unlearning"
+                " for models that other tools made."
             )
-        if not self.is_in_train and self.report is not None:
-            comparison = compare_trained(self, dataset, retain, retrained, beside, level)
-        with heartbeat(), unsharded(self.model):
-            metrics = super().evaluate(dataset, ignore_keys, metric_key_prefix)
-            if comparison is not None:
-                with self.stage("evaluation"):
-                    self.table = comparison.run(self.report)
-                    self.report.projection = project(self, self.table) if level == "full" else None
+        report, comparison = None if self.is_in_train else self.report, None
+        if report is not None:
+            compared = (next(iter(tests.values())), None if retain is None else self.inputs.labelled(retain))
+            comparison = compare_trained(self.run, self.original, self.accelerator, *compared, retrained, beside, level)
+        metrics: dict[str, float] = {}
+        for name, one in tests.items():
+            metrics |= super().evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
+        if report is not None and comparison is not None:
+            with self.run.timed("evaluation"):
+                self.table = comparison.run(report)
+                report.projection = project(self.run, self.table) if level == "full" else None
         return metrics
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+    def predict(self, test_dataset: Data, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As ``Trainer.predict``, on a data set with image and label columns."""
-        dataset = self.labelled(test_dataset)
-        with unsharded(self.model):
-            return super().predict(dataset, ignore_keys, metric_key_prefix)
+        return super().predict(self.inputs.labelled(test_dataset), ignore_keys, metric_key_prefix)
 
     @property
     def quiet(self) -> bool:

@@ -1,39 +1,34 @@
 """Distance of a model's answers from a retrained model's, on test images of forgotten and of retained classes."""
 
-import evaluate
 import numpy as np
 
-from zspag_hf.metrics.rows import LOGITS, TEST_FORGOTTEN, TEST_RETAINED, info, log_probs, mean, pick
-
-_DESCRIPTION = """Means over test images of forgotten (_ut) and of retained classes (_rt), r the retrained model's and u
-the model's probabilities, in nats: kl = KL(r || u), kl_reverse = KL(u || r), js = Jensen-Shannon (at most ln 2 = .693),
-fade = (kl + kl_reverse) / 2 image by image, FADE (arXiv 2510.12981, for generative models) adapted to classifiers,
-where its expectation is a finite sum. tv = half the absolute difference, in [0, 1]; agreement = share of equal top-1
-answers, in [0, 1]. Log-probabilities are cut at -50 nats."""
-
-_INPUTS = """The common table with splits test_forgotten and test_retained, and retrained (N, C); None over no rows."""
+from zspag_hf.metrics.rows import TABLE, TEST_FORGOTTEN, TEST_RETAINED, VECTOR, Metric, log_probs, mean, pick
 
 
-class Divergence(evaluate.Metric):
-    def _info(self):
-        return info(_DESCRIPTION, _INPUTS, retrained=LOGITS)
+class Divergence(Metric):
+    """Means over test images of forgotten (_ut) and of retained classes (_rt), r the retrained model's and u the
+    model's probabilities, in nats: kl = KL(r || u), kl_reverse = KL(u || r), js = Jensen-Shannon (at most ln 2 = .693),
+    fade = (kl + kl_reverse) / 2 image by image, FADE (arXiv 2510.12981, for generative models) adapted to classifiers,
+    where its expectation is a finite sum. tv = half the absolute difference, in [0, 1]; agreement = share of equal
+    top-1 answers, in [0, 1]. Log-probabilities are cut at -50 nats.
+
+    Inputs: The common table with splits test_forgotten and test_retained, and retrained (N, C); None over no rows.
+    """
+
+    columns = TABLE | {"retrained": VECTOR}
 
     def _compute(self, predictions, references, splits, retrained, **_):
-        rows = distances(log_probs(predictions), log_probs(retrained))
+        log_u, log_r = log_probs(predictions), log_probs(retrained)
+        u, r = np.exp(log_u), np.exp(log_r)
+        log_middle = np.log((u + r) / 2)
+        kl, kl_reverse = (r * (log_r - log_u)).sum(1), (u * (log_u - log_r)).sum(1)
+        rows = {
+            "kl": kl,
+            "kl_reverse": kl_reverse,
+            "js": 0.5 * ((u * (log_u - log_middle)).sum(1) + (r * (log_r - log_middle)).sum(1)),
+            "fade": (kl + kl_reverse) / 2,
+            "tv": 0.5 * np.abs(u - r).sum(1),
+            "agreement": u.argmax(1) == r.argmax(1),
+        }
         parts = {"ut": pick(splits, TEST_FORGOTTEN), "rt": pick(splits, TEST_RETAINED)}
         return {f"{name}_{part}": mean(values[of]) for part, of in parts.items() for name, values in rows.items()}
-
-
-def distances(log_u, log_r):
-    """Each distance of each row, ``(N,)``."""
-    u, r = np.exp(log_u), np.exp(log_r)
-    log_middle = np.log((u + r) / 2)
-    kl, kl_reverse = (r * (log_r - log_u)).sum(1), (u * (log_u - log_r)).sum(1)
-    return {
-        "kl": kl,
-        "kl_reverse": kl_reverse,
-        "js": 0.5 * ((u * (log_u - log_middle)).sum(1) + (r * (log_r - log_middle)).sum(1)),
-        "fade": (kl + kl_reverse) / 2,
-        "tv": 0.5 * np.abs(u - r).sum(1),
-        "agreement": (u.argmax(1) == r.argmax(1)).astype(float),
-    }

@@ -1,27 +1,19 @@
 """Do two models look at the same places? Similarity of their GradCAM maps (ZS-PAG, figure 3, as a number)."""
 
-import datasets
-import evaluate
 import numpy as np
 
-from zspag_hf.metrics.rows import CITATION, mean
-
-_DESCRIPTION = """gradcam_similarity: mean cosine between the GradCAM maps of the model and of the retrained model,
-image by image, both for the class originally labelled, in [0, 1]. Images on which either map is empty are left out."""
-
-_INPUTS = """predictions (N, h * w): non-negative maps of the model; references (N, h * w): the retrained model's. None
-where no pair of maps is left."""
+from zspag_hf.metrics.rows import VECTOR, Metric, mean
 
 
-class HeatmapSimilarity(evaluate.Metric):
-    def _info(self):
-        many = datasets.Sequence(datasets.Value("float32"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": many, "references": many}),
-        )
+class HeatmapSimilarity(Metric):
+    """gradcam_similarity: mean cosine between the GradCAM maps of the model and of the retrained model, image by
+    image, both for the class originally labelled, in [0, 1]. Images on which either map is empty are left out.
+
+    Inputs: predictions (N, h * w): non-negative maps of the model; references (N, h * w): the retrained model's. None
+    where no pair of maps is left.
+    """
+
+    columns = {"predictions": VECTOR, "references": VECTOR}
 
     def _compute(self, predictions, references, **_):
         if not len(predictions):

@@ -1,7 +1,5 @@
 """What the features still know: can a linear probe tell the forgotten class from the retained ones?"""
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -9,25 +7,21 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from zspag_hf.metrics.rows import TEST_FORGOTTEN, TEST_RETAINED, info, pick
-
-_DESCRIPTION = """probe_auc: area under the ROC of a logistic regression (C = .01 on standardised features) from
-penultimate features to forgotten class or not, out of fold in 5-fold cross-validation on test images. A retrained
-model's features separate unseen classes too, so right is what that model gets."""
-
-_INPUTS = """features (N, D): the input of the classification head; splits (N,) as in zspag_hf.metrics.rows. At most
-2,000 retained test rows are used. None below 10 rows of either kind."""
+from zspag_hf.metrics.rows import SPLIT, TEST_FORGOTTEN, TEST_RETAINED, VECTOR, Metric, pick
 
 MOST_RETAINED = 2000
 
 
-class LinearProbe(evaluate.Metric):
-    def _info(self):
-        table = info(_DESCRIPTION, _INPUTS)
-        table.features = datasets.Features(
-            {"features": datasets.Sequence(datasets.Value("float32")), "splits": datasets.Value("string")}
-        )
-        return table
+class LinearProbe(Metric):
+    """probe_auc: area under the ROC of a logistic regression (C = .01 on standardised features) from penultimate
+    features to forgotten class or not, out of fold in 5-fold cross-validation on test images. A retrained model's
+    features separate unseen classes too, so right is what that model gets.
+
+    Inputs: features (N, D): the input of the classification head; splits (N,) as in zspag_hf.metrics.rows. At most
+    2,000 retained test rows are used. None below 10 rows of either kind.
+    """
+
+    columns = {"features": VECTOR, "splits": SPLIT}
 
     def _compute(self, features, splits, **_):
         gone, kept = (np.flatnonzero(pick(splits, s)) for s in (TEST_FORGOTTEN, TEST_RETAINED))

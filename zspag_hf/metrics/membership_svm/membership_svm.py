@@ -4,43 +4,31 @@ Three definitions with opposite directions go by the name of MIA accuracy; each 
 counts forget images predicted NON-member (high: forgotten); Bad Teacher, GKT and SSD count those predicted member.
 """
 
-import evaluate
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from zspag_hf.metrics.rows import (
-    FORGET,
-    RETAIN,
-    TEST_RETAINED,
-    entropy,
-    info,
-    modified_entropy,
-    pick,
-    true_log_probs,
-)
+from zspag_hf.metrics.rows import FORGET, RETAIN, TEST_RETAINED, Metric, entropy, modified_entropy, pick, true_log_probs
 
-_DESCRIPTION = """mia_confidence, mia_modified_entropy: share of the forget images that an SVM (C=3, rbf) on one
-feature, the confidence p_y or the modified entropy, calls non-members (SalUn's direction). mia_entropy: share that a
-class-balanced logistic regression on the entropy calls members (SSD's direction). All in [0, 1]; right is what a
-retrained model gets."""
-
-_INPUTS = """The common table with splits forget, retain and test_retained; of the larger population as many rows as the
-smaller has, at most 5,000, are drawn with the seed. All None without retained training images."""
-
-MOST = 5_000  # rows of each population: the SVM's time grows with their square
+MOST_MEMBERS = 5_000  # and as many others: the SVM's time grows with their square
 
 
-class MembershipSVM(evaluate.Metric):
-    def _info(self):
-        return info(_DESCRIPTION, _INPUTS)
+class MembershipSVM(Metric):
+    """mia_confidence, mia_modified_entropy: share of the forget images that an SVM (C=3, rbf) on one feature, the
+    confidence p_y or the modified entropy, calls non-members (SalUn's direction). mia_entropy: share that a
+    class-balanced logistic regression on the entropy calls members (SSD's direction). All in [0, 1]; right is what a
+    retrained model gets.
+
+    Inputs: The common table with splits forget, retain and test_retained; of the larger population as many rows as the
+    smaller has, at most 5,000, are drawn with the seed. All None without retained training images.
+    """
 
     def _compute(self, predictions, references, splits, **_):
         logits, labels = np.asarray(predictions), np.asarray(references)
         members, others, asked = (np.flatnonzero(pick(splits, s)) for s in (RETAIN, TEST_RETAINED, FORGET))
-        count = min(len(members), len(others), MOST)
+        count = min(len(members), len(others), MOST_MEMBERS)
         if not count or not len(asked):
             return dict.fromkeys(("mia_confidence", "mia_modified_entropy", "mia_entropy"))
         rng = np.random.default_rng(0)
@@ -51,10 +39,10 @@ class MembershipSVM(evaluate.Metric):
             attack.fit(feature[drawn, None], is_member)
             return float(attack.predict(feature[asked, None]).mean())
 
-        svm = lambda: SVC(C=3, gamma="auto", kernel="rbf")  # noqa: E731
+        svm = SVC(C=3, gamma="auto", kernel="rbf")
         regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
         return {
-            "mia_confidence": 1 - predicted_members(np.exp(true_log_probs(logits, labels)), svm()),
-            "mia_modified_entropy": 1 - predicted_members(modified_entropy(logits, labels), svm()),
+            "mia_confidence": 1 - predicted_members(np.exp(true_log_probs(logits, labels)), svm),
+            "mia_modified_entropy": 1 - predicted_members(modified_entropy(logits, labels), svm),
             "mia_entropy": predicted_members(entropy(logits), regression),
         }

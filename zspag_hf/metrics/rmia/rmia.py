@@ -1,27 +1,26 @@
 """RMIA, offline form (arXiv 2312.03262; ml_privacy_meter), as AMUN reports it: forget against test images."""
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from zspag_hf.metrics.rows import FORGET, TEST_FORGOTTEN, TEST_RETAINED, info, pick, true_log_probs
-
-_DESCRIPTION = """rmia_auc: area under the ROC of the RMIA score, forget images against all test images; right is what a
-retrained model gets: of a whole class far below .5.
-score(x) = share of test images z with [p(x) / prior(x)] / [p(z) / prior(z)] > gamma, p the probability of the true
-label, prior(x) = (1 + a) / 2 * mean over reference models of p + (1 - a) / 2: reference models that trained on none of
-these images."""
-
-_INPUTS = """The common table with splits forget and test_*, and reference_log_probs (N, M): log p_y under M reference
-models. gamma 2 as AMUN runs it, a 0.3. None without images of either kind or without reference models."""
+from zspag_hf.metrics.rows import FORGET, TABLE, TEST_FORGOTTEN, TEST_RETAINED, VECTOR, Metric, pick, true_log_probs
 
 GAMMA, OFFLINE_A = 2.0, 0.3
 
 
-class RMIA(evaluate.Metric):
-    def _info(self):
-        return info(_DESCRIPTION, _INPUTS, reference_log_probs=datasets.Sequence(datasets.Value("float32")))
+class RMIA(Metric):
+    """rmia_auc: area under the ROC of the RMIA score, forget images against all test images; right is what a
+    retrained model gets: of a whole class far below .5.
+
+    score(x) = share of test images z with [p(x) / prior(x)] / [p(z) / prior(z)] > gamma, p the probability of the true
+    label, prior(x) = (1 + a) / 2 * mean over reference models of p + (1 - a) / 2: reference models that trained on none
+    of these images.
+
+    Inputs: The common table with splits forget and test_*, and reference_log_probs (N, M): log p_y under M reference
+    models. gamma 2 as AMUN runs it, a 0.3. None without images of either kind or without reference models.
+    """
+
+    columns = TABLE | {"reference_log_probs": VECTOR}
 
     def _compute(self, predictions, references, splits, reference_log_probs, **_):
         asked, tests = pick(splits, FORGET), pick(splits, TEST_FORGOTTEN, TEST_RETAINED)

@@ -1,27 +1,24 @@
 """U-LiRA (arXiv 2403.01218): a likelihood ratio for each forget image between two populations of shadow models."""
 
-import datasets
-import evaluate
 import numpy as np
 
-from zspag_hf.metrics.rows import FORGET, info, margin, pick
-
-_DESCRIPTION = """u_lira: share of the forget images whose margin phi = log(p_y / (1 - p_y)) is likelier under the "in"
-shadow models (trained with the image, then unlearned) than under the "out" ones (never saw it); Gaussians per image,
-below 8 models with the larger of the two populations' pooled variances. In [0, 1]: 0 as retrained, 1 remembered."""
-
-_INPUTS = """The common table with split forget, in_margins (N, M_in) and out_margins (N, M_out): phi under the shadow
-models. The affordable form gives the original model as "in" and the retrained ones as "out": it tells a model that
-still remembers from one that does not, no more. Publications use 64 and more. None without forget images or models."""
+from zspag_hf.metrics.rows import FORGET, TABLE, VECTOR, Metric, margin, pick
 
 FEW = 8  # below so many models a variance an image is noise
 LEAST_DEVIATION = 0.1  # nats: one model alone has none
 
 
-class ULiRA(evaluate.Metric):
-    def _info(self):
-        many = datasets.Sequence(datasets.Value("float32"))
-        return info(_DESCRIPTION, _INPUTS, in_margins=many, out_margins=many)
+class ULiRA(Metric):
+    """u_lira: share of the forget images whose margin phi = log(p_y / (1 - p_y)) is likelier under the "in" shadow
+    models (trained with the image, then unlearned) than under the "out" ones (never saw it); Gaussians per image, below
+    8 models with the larger of the two populations' pooled variances. In [0, 1]: 0 as retrained, 1 remembered.
+
+    Inputs: The common table with split forget, in_margins (N, M_in) and out_margins (N, M_out): phi under the shadow
+    models. The affordable form gives the original model as "in" and the retrained ones as "out": it tells a model that
+    still remembers from one that does not, no more. Publications use 64 and more. None without forget images or models.
+    """
+
+    columns = TABLE | {"in_margins": VECTOR, "out_margins": VECTOR}
 
     def _compute(self, predictions, references, splits, in_margins, out_margins, **_):
         asked = pick(splits, FORGET)
@@ -34,14 +31,12 @@ class ULiRA(evaluate.Metric):
         return {"u_lira": float((ratio > 0).mean())}
 
 
-def deviation(margins):
+def deviation(margins: np.ndarray) -> float:
     """Standard deviation of the models around each image's mean, pooled over images; 0 for one model."""
-    if margins.shape[1] < 2:
-        return 0.0
-    return float(np.sqrt(margins.var(1, ddof=1).mean()))
+    return float(np.sqrt(margins.var(1, ddof=1).mean())) if margins.shape[1] > 1 else 0.0
 
 
-def log_density(phi, margins, pooled):
-    """Log of a Gaussian density an image, up to the constant."""
+def log_density(phi: np.ndarray, margins: np.ndarray, pooled: float) -> np.ndarray:
+    """Log of a Gaussian density an image ``(N,)``, up to the constant."""
     sd = margins.std(1, ddof=1) + 1e-3 if margins.shape[1] >= FEW else np.full(len(phi), pooled)
     return -((phi - margins.mean(1)) ** 2) / (2 * sd**2) - np.log(sd)

@@ -1,17 +1,18 @@
 """The handful of scores that a sceptic asks for first, on one scale from retrained to original."""
 
-from __future__ import annotations
+from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ...evaluation.floors import LEAST_TOLERANCE
-from ...metrics import HIGHER, LOWER, METRICS
-from .behaviour import order
-from .style import SMALL, dot_options, dress, legend, looks, new_figure, plain
+from ...metrics import HIGHER, LEAST_TOLERANCE, LOWER, METRICS
+from ..findings import Findings
+from ..tables import Rows, evaluated
+from .style import ROLES, SMALL, Look, dot_options, dress, legend, looks, new_figure, order, plain
 
 SHOWN = {  # score -> in words
     "acc_rt": "accuracy, retained classes",
@@ -28,116 +29,97 @@ SHOWN = {  # score -> in words
 }
 LEFT, RIGHT = -0.75, 1.5  # beyond, a dot stands at the edge as an arrow
 FLOOR, UNSURE = "#bfe8da", "#ececec"
+ITSELF = {LOWER: 0.0, HIGHER: 1.0}  # a single retrained model's distance from, or likeness to, itself
+
+Ends = Mapping[str, tuple[float, float]]  # score -> the retrained and the original model's value
 
 
-def forgetting_scores(report) -> Figure | None:
+def forgetting_scores(report: Findings) -> Figure | None:
     """Each model between the retrained ones (0) and the original (1), one line a score, with the floor shaded in which
     one more retrained model would fall. Without a retrained model the scores as they are. None before evaluation."""
-    rows = {name: report.models[name] for name in order(report.models) if report.models[name]}
+    rows, scaled = evaluated(report), bool(report.retrained_models)
+    rows = {name: rows[name] for name in order(rows)}
     if not {"original", "unlearned"} <= set(rows):
         return None
-    if report.retrained_models:
-        ends = {score: span(score, rows) for score in SHOWN}
-        ends = {score: pair for score, pair in ends.items() if pair}
-    else:
-        ends = {score: (0.0, 1.0) for score in SHOWN if all(row.get(score) is not None for row in rows.values())}
-    if not ends:
-        return None
+    ends = {score: span(score, rows) for score in SHOWN} if scaled else {}
+    shown = {score: pair for score, pair in ends.items() if pair is not None}
     title = "Between retrained (left: forgotten) and original (right: not forgotten)"
-    if not report.retrained_models:
+    if not scaled:
+        shown = {s: (0.0, 1.0) for s in SHOWN if all(row.get(s) is not None for row in rows.values())}
         title = "What the models score; without a retrained model nothing says what is right"
-    figure = new_figure(title, 1.9 + (0.27 + 0.045 * len(rows)) * len(ends))
-    panels = figure.subplots(1, 2, sharey=True, width_ratios=[2.0, 1.0]) if report.retrained_models else None
-    axes = panels[0] if report.retrained_models else figure.subplots()
-    unsure = draw_floors(axes, report, ends)
-    models = [name for name in rows if name not in ("original", "retrained") or not report.retrained_models]
-    entries = {}
+    if not shown:
+        return None
+    figure = new_figure(title, 1.9 + (0.27 + 0.045 * len(rows)) * len(shown))
+    axes, *beside = figure.subplots(1, 2, sharey=True, width_ratios=[2.0, 1.0]) if scaled else [figure.subplots()]
+    models = [name for name in rows if name not in ("original", "retrained") or not scaled]
+    entries: dict[str, Artist] = {}
     reach = 0.3 if len(models) > 2 else 0.18  # of a line, so that none hides another
-    shifts = np.linspace(-reach, reach, len(models))
-    for (name, look), shift in zip(looks(models).items(), shifts, strict=True):
-        draw_model(axes, name, look, rows[name], ends, shift)
+    for (name, look), shift in zip(looks(models).items(), np.linspace(-reach, reach, len(models)), strict=True):
+        draw_model(axes, name, look, rows[name], shown, shift)
         entries[name] = Line2D([], [], **dot_options(name, look))
-    if report.retrained_models:
-        draw_scale(axes)
-        draw_values(panels[1], rows, ends)
-        if any(tolerance(report, score) is not None for score in ends):
+    if scaled:
+        draw_values(beside[0], rows, shown)
+        halves = draw_scale(axes, report, shown)
+        if halves:
             entries["how far retrained models differ"] = Patch(color=FLOOR)
-        if unsure:
+        if any(half >= 1 for half in halves):
             entries["so far that the original is within"] = Patch(color=UNSURE)
-    dress(axes, "" if report.retrained_models else "score")
-    axes.set_yticks(range(len(ends)), [SHOWN[score] for score in ends])
-    axes.set_ylim(len(ends) - 0.5, -0.5)
+    dress(axes, "" if scaled else "score")
+    axes.set_yticks(range(len(shown)), [SHOWN[score] for score in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     legend(figure, entries)
     return figure
 
 
-def span(score: str, rows: dict[str, dict]) -> tuple[float, float] | None:
+def span(score: str, rows: Rows) -> tuple[float, float] | None:
     """The retrained and the original model's value; None where they are missing, or the same but for what is
-    never evidence.
-
-    A single retrained model has no distance from another one: its distance from itself, 0, or likeness, 1, stands.
-    """
-    first, target = rows["original"].get(score), (rows.get("retrained") or {}).get(score)
+    never evidence."""
+    first, target = rows["original"].get(score), rows.get("retrained", {}).get(score)
     if target is None and METRICS[score].module in ("divergence", "heatmap_similarity"):
-        target = {LOWER: 0.0, HIGHER: 1.0}[METRICS[score].direction]
+        target = ITSELF[METRICS[score].direction]
     if first is None or target is None or abs(first - target) <= LEAST_TOLERANCE:
         return None
     return target, first
 
 
-def tolerance(report, score: str) -> float | None:
-    return (report.floors.get(score) or {}).get("tolerance")
-
-
-def position(value: float, ends: tuple[float, float]) -> float:
-    """0 at the retrained model's value, 1 at the original's."""
-    return (value - ends[0]) / (ends[1] - ends[0])
-
-
-def draw_floors(axes: Axes, report, ends: dict[str, tuple]) -> bool:
-    """The band around the retrained models, clipped at the picture's edge, and grey where it holds the original too;
-    returns whether one does."""
-    unsure = False
-    for place, (score, pair) in enumerate(ends.items()):
-        known = tolerance(report, score)
-        if known is not None and report.retrained_models:
-            half = known / abs(pair[1] - pair[0])
-            low, high = max(-half, LEFT), min(half, RIGHT)
-            axes.barh(place, high - low, left=low, height=0.86, color=UNSURE if half >= 1 else FLOOR, zorder=1)
-            unsure |= half >= 1
-    return unsure
-
-
-def draw_model(axes: Axes, name: str, look: tuple, row: dict, ends: dict[str, tuple], shift: float) -> None:
-    """One model's dots, a little lower than the model's before; beyond the scale an arrow at its edge."""
-    dots, arrows = [], []
-    for place, (score, pair) in enumerate(ends.items()):
-        if row.get(score) is None:
-            continue
-        x = position(row[score], pair)
-        (dots if LEFT <= x <= RIGHT else arrows).append((float(np.clip(x, LEFT, RIGHT)), place + shift))
-    size = 7.5 if name == "unlearned" else 6.0
-    if dots:
-        axes.plot(*zip(*dots, strict=True), **dot_options(name, look, size), zorder=4, label=plain(name))
-    for x, place in arrows:
-        options = dot_options(name, look, size) | {"marker": "<" if x <= LEFT else ">"}
-        axes.plot([x], [place], **options, zorder=4, clip_on=False)
-
-
-def draw_scale(axes: Axes) -> None:
-    """Lines at both ends of the scale."""
-    for x, name in ((0, "retrained"), (1, "original")):
-        axes.axvline(x, color=looks([name])[name][0], linewidth=1.8, zorder=2)
+def draw_scale(axes: Axes, report: Findings, ends: Ends) -> list[float]:
+    """Lines at both ends of the scale, and the band around the retrained models, clipped at the picture's edge, and
+    grey where it holds the original too; returns the bands' half-widths, 1 the distance to the original."""
+    for x, name in enumerate(("retrained", "original")):
+        axes.axvline(x, color=ROLES[name].colour, linewidth=1.8, zorder=2)
     axes.set_xlim(LEFT, RIGHT)
     axes.set_xticks([0, 1], ["retrained", "original"])
+    halves = []
+    for place, (score, (target, first)) in enumerate(ends.items()):
+        if (tolerance := report.tolerance(score)) is not None:
+            halves.append(half := tolerance / abs(first - target))
+            low, high = max(-half, LEFT), min(half, RIGHT)
+            axes.barh(place, high - low, left=low, height=0.86, color=UNSURE if half >= 1 else FLOOR, zorder=1)
+    return halves
 
 
-def draw_values(axes: Axes, rows: dict[str, dict], ends: dict[str, tuple]) -> None:
+def draw_model(axes: Axes, name: str, look: Look, row: Mapping[str, float | None], ends: Ends, shift: float) -> None:
+    """One model's dots, a little lower than the model's before; beyond the scale an arrow at its edge."""
+    options = dot_options(name, look, 7.5 if name == "unlearned" else 6.0) | {"zorder": 4}
+    dots: list[tuple[float, float]] = []
+    for place, (score, (target, first)) in enumerate(ends.items()):
+        if (value := row.get(score)) is None:
+            continue
+        x = (value - target) / (first - target)
+        if LEFT <= x <= RIGHT:
+            dots.append((x, place + shift))
+        else:
+            arrow = options | {"marker": "<" if x < LEFT else ">"}
+            axes.plot([np.clip(x, LEFT, RIGHT)], [place + shift], **arrow, clip_on=False)
+    if dots:
+        axes.plot(*zip(*dots, strict=True), **options, label=plain(name))
+
+
+def draw_values(axes: Axes, rows: Rows, ends: Ends) -> None:
     """The numbers behind the dots, a column a model."""
     axes.set_axis_off()
     for x, name in ((0.14, "retrained"), (0.5, "unlearned"), (0.86, "original")):
-        axes.text(x, -0.75, name, fontsize=SMALL, color=looks([name])[name][0], ha="center", va="bottom")
-        for place, (score, pair) in enumerate(ends.items()):
-            value = {"retrained": pair[0], "original": pair[1]}.get(name, rows["unlearned"].get(score))
-            text = "-" if value is None else f"{value:.3f}"
-            axes.text(x, place, text, fontsize=SMALL, ha="center", va="center")
+        axes.text(x, -0.75, name, fontsize=SMALL, color=ROLES[name].colour, ha="center", va="bottom")
+        for place, (score, (target, first)) in enumerate(ends.items()):
+            value = {"retrained": target, "original": first}.get(name, rows["unlearned"].get(score))
+            axes.text(x, place, "-" if value is None else f"{value:.3f}", fontsize=SMALL, ha="center", va="center")

@@ -1,29 +1,36 @@
-"""What one unlearning run did: layer by layer, and round by round."""
-
-from __future__ import annotations
+"""What one unlearning run did: layer by layer, round by round, and where its proxies lie among real images."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, PercentFormatter
+from matplotlib.ticker import NullFormatter
 
-from .style import INK, QUANTITIES, SMALL, dress, legend, new_figure, numbers, plain
+from ..findings import Findings
+from .style import INK, QUANTITIES, SMALL, dress, legend, new_figure, numbers, picture, plain
 
 LONG_NAME, MOST_NAMES = 28, 36  # characters of a layer's name, and names beside one axis
-PANELS = (  # layer facts -> what they are, and the axis of each panel
+FACTS = (  # layer facts -> what they are, and the axis of each panel
     ({"rank": "proxies' rank / width"}, "share of the width"),
     ({"free_forget_energy": "free to forget"}, "share of forget energy"),
     ({"weight_change": "weights", "proxy_drift": "outputs on proxies"}, "relative change"),
 )
-PHASES = {"whole": "whole network", "head": "head"}
+KINDS = {  # kind -> in words, marker, size in square points, width of its outline; the last ones lie on top
+    "retained": ("test images of retained classes", "o", 20, 0.4),
+    "proxy": ("proxies", "^", 22, 0),
+    "forgotten": ("test images of forgotten classes", "X", 36, 0.4),
+}
+# Paul Tol's muted colours for the most frequent classes; forgotten ones are black, the rest grey.
+MUTED = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499")
+GONE, REST = "#000000", "#b5b5b5"
 
 
-def layers(report) -> Figure | None:
+def layers(report: Findings) -> Figure | None:
     """Each constrained layer in the order of the forward pass: how much the proxies use of it, how much of the forget
     images' energy is left free to change, and how far weights and outputs moved. None without layer facts."""
     facts = report.layers
@@ -31,30 +38,29 @@ def layers(report) -> Figure | None:
         return None
     height = min(max(2.2 + 0.24 * len(facts), 3.4), 11.0)
     figure = new_figure("What each layer was free to forget, and how far it moved", height)
-    panels = figure.subplots(1, len(PANELS), sharey=True, width_ratios=[1, 1, 1.3])
-    columns = {key: numbers([fact.get(key) for fact in facts]) for texts, _ in PANELS for key in texts}
+    panels = figure.subplots(1, len(FACTS), sharey=True, width_ratios=[1, 1, 1.3])
+    columns = {key: numbers([fact.get(key) for fact in facts]) for texts, _ in FACTS for key in texts}
     columns["rank"] = columns["rank"] / numbers([fact.get("d_in") for fact in facts])
-    for axes, (texts, unit) in zip(panels, PANELS, strict=True):
+    for axes, (texts, unit) in zip(panels, FACTS, strict=True):
         draw_layers(axes, {text: columns[key] for key, text in texts.items()})
-        dress(axes, unit)
+        dress(axes, unit, percent="x" if axes is panels[0] else "")
+        if axes is not panels[0]:
+            scale_small(axes, np.concatenate([columns[key] for key in texts]))
     panels[0].set_xlim(-0.02, 1.02)
-    panels[0].xaxis.set_major_formatter(PercentFormatter(1))
-    for axes, (texts, _) in zip(panels[1:], PANELS[1:], strict=True):
-        scale_small(axes, np.concatenate([columns[key] for key in texts]))
-    step = math.ceil(len(facts) / MOST_NAMES)
-    names, last = short_names([fact["name"] for fact in facts]), len(facts) - 1
+    step, last = math.ceil(len(facts) / MOST_NAMES), len(facts) - 1
+    names = short_names([fact["name"] for fact in facts])
     named = [*range(0, last - step + 1, step), last]  # the head always
     panels[0].set_yticks(named, [plain(names[place], 34) for place in named])
     panels[0].set_ylim(last + 0.6, -0.6)
     return figure
 
 
-def draw_layers(axes: Axes, columns: dict[str, np.ndarray]) -> None:
+def draw_layers(axes: Axes, columns: Mapping[str, np.ndarray]) -> None:
     """One or two values a layer, and above the panel what they are."""
     for (text, values), colour, marker in zip(columns.items(), QUANTITIES, "so", strict=False):
-        options = {"color": colour, "marker": marker, "markersize": 6.0 if len(values) <= MOST_NAMES else 4.0}
-        if marker == "o":
-            options |= {"markerfacecolor": "white", "markeredgewidth": 1.3}
+        size = 6.0 if len(values) <= MOST_NAMES else 4.0
+        fill: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.3} if marker == "o" else {}
+        options: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size} | fill
         axes.plot(values, np.arange(len(values)), linestyle="none", **options, label=text)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.05, 1), fontsize=SMALL, frameon=False, handlelength=1)
 
@@ -76,58 +82,48 @@ def short_names(names: Sequence[str]) -> list[str]:
     ``vit.layers.0.attention.q_proj`` -> ``layers.0.attention.q_proj``
     """
     parts = [name.split(".") for name in names]
-    while True:
-        first = Counter(part[0] for part in parts if len(part) > 1)
-        if not first:
-            break
+    while first := Counter(part[0] for part in parts if len(part) > 1):
         word, count = first.most_common(1)[0]
-        if count < max(2, len(parts) / 2) or word.isdigit() or any(p[0] == word and p[1].isdigit() for p in parts[:]):
+        if count < max(2, len(parts) / 2) or word.isdigit() or any(p[0] == word and p[1].isdigit() for p in parts):
             break
         parts = [part[1:] if part[0] == word and len(part) > 1 else part for part in parts]
-    return [shortened(part) for part in parts]
+    cut = [[part[0], *(word[:4] for word in part[1:-1]), *part[1:][-1:]] for part in parts]
+    whole = [".".join(part) for part in parts]
+    return [name if len(name) <= LONG_NAME else ".".join(short) for name, short in zip(whole, cut, strict=True)]
 
 
-def shortened(parts: list[str]) -> str:
-    name = ".".join(parts)
-    if len(name) <= LONG_NAME:
-        return name
-    return ".".join([parts[0], *(part[:4] for part in parts[1:-1]), parts[-1]])
-
-
-def adaptation(report) -> Figure | None:
-    """What an adaptive run read after each round on held-out data: how far the forgotten classes are from forgotten,
-    and how far the proxies, which stand for retained images, moved. None for a fixed run."""
+def adaptation(report: Findings) -> Figure | None:
+    """What an adaptive run measured after each round on held-out data: how far the forgotten classes are from
+    forgotten, and how far the proxies, which stand for retained images, moved. None for a fixed run."""
     if not report.curve or not report.choice:
         return None
     steps = spread_steps(report.curve)
     kept = np.array([bool(entry["kept"]) for entry in report.curve])
+    left, moved = (numbers([entry[key] for entry in report.curve]) for key in ("forget_probability", "proxy_kl"))
+    budget = report.choice["proxy_budget"]
+    highest = np.nanmax(np.append(moved[kept], budget)) * 1.5
     figure = new_figure("How the run chose its own end: forget as much as the held-out proxies allow", 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True)
-    entries = {}
-    draw_rounds(top, steps, numbers([e["forget_probability"] for e in report.curve]), kept, QUANTITIES[0], 1.08)
-    dress(top, "", "probability of\nforgotten classes", "held-out forget images: down is forgotten")
+    draw_rounds(top, steps, left, kept, QUANTITIES[0], 1.08)
+    dress(top, "", "probability of\nforgotten classes", "held-out forget images: down is forgotten", percent="y")
     top.set_ylim(-0.05, 1.1)
-    top.yaxis.set_major_formatter(PercentFormatter(1))
-    budget = report.choice["proxy_budget"]
-    moved = numbers([entry["proxy_kl"] for entry in report.curve])
-    highest = np.nanmax(np.append(moved[kept], budget)) * 1.5
-    draw_rounds(bottom, steps, moved, kept, QUANTITIES[1], highest * 0.96)
+    beyond = draw_rounds(bottom, steps, moved, kept, QUANTITIES[1], highest * 0.96)
     bottom.axhline(budget, color=INK, linewidth=1.2, linestyle="--")
     bottom.set_ylim(-0.03 * highest, highest)
     dress(bottom, "optimizer steps", "divergence from\nthe original, nats", "held-out proxies: up is damage")
     shade_phases((top, bottom), report.curve, steps)
-    marks = {"color": INK, "linestyle": "none", "markersize": 6}
-    entries["round kept"] = Line2D([], [], marker="o", **marks)
+    marks: dict[str, Any] = {"color": INK, "linestyle": "none", "markersize": 6}
+    entries = {"round kept": Line2D([], [], marker="o", **marks)}
     entries["rolled back"] = Line2D([], [], marker="x", markeredgewidth=1.6, **marks)
-    if bool((moved[~kept] > highest * 0.96).any()) or bool(np.isnan(moved[~kept]).any()):
+    if beyond:
         entries["rolled back, beyond the scale"] = Line2D([], [], marker="^", markerfacecolor="white", **marks)
     entries["budget"] = Line2D([], [], color=INK, linewidth=1.2, linestyle="--")
     legend(figure, entries)
     return figure
 
 
-def spread_steps(curve: list[dict]) -> np.ndarray:
-    """Steps of the readings; the head may be fitted without a step, and is then set a little to the right."""
+def spread_steps(curve: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Steps of the rounds; the head may be fitted without a step, and is then set a little to the right."""
     steps = numbers([entry["step"] for entry in curve])
     for i in range(1, len(steps)):
         if curve[i]["phase"] != curve[i - 1]["phase"] and steps[i] <= steps[i - 1]:
@@ -135,17 +131,18 @@ def spread_steps(curve: list[dict]) -> np.ndarray:
     return steps
 
 
-def draw_rounds(axes: Axes, steps, values, kept, colour: str, edge: float) -> None:
-    """Kept rounds as a line, those rolled back as crosses, beyond the edge or not finite as arrows at it."""
+def draw_rounds(axes: Axes, steps: np.ndarray, values: np.ndarray, kept: np.ndarray, colour: str, edge: float) -> bool:
+    """Kept rounds as a line, those rolled back as crosses, beyond the edge or not finite as arrows at it; returns
+    whether there are such."""
     axes.plot(steps[kept], values[kept], color=colour, marker="o", markersize=5, linewidth=1.8)
     off = ~kept & ~(values <= edge)  # nan is off too
-    inside = ~kept & ~off
-    cross = {"color": colour, "linestyle": "none", "markersize": 6.5}
-    axes.plot(steps[inside], values[inside], marker="x", markeredgewidth=1.6, **cross)
+    cross: dict[str, Any] = {"color": colour, "linestyle": "none", "markersize": 6.5}
+    axes.plot(steps[~kept & ~off], values[~kept & ~off], marker="x", markeredgewidth=1.6, **cross)
     axes.plot(steps[off], np.full(int(off.sum()), edge), marker="^", markerfacecolor="white", **cross)
+    return bool(off.any())
 
 
-def shade_phases(panels: Sequence[Axes], curve: list[dict], steps: np.ndarray) -> None:
+def shade_phases(panels: Sequence[Axes], curve: Sequence[Mapping[str, Any]], steps: np.ndarray) -> None:
     """The head's part shaded, both parts named where there are two."""
     head = np.array([entry["phase"] == "head" for entry in curve])
     if not head.any():
@@ -155,7 +152,48 @@ def shade_phases(panels: Sequence[Axes], curve: list[dict], steps: np.ndarray) -
     for axes in panels:
         axes.axvspan(start, end, color="#efefef", zorder=0)
         axes.set_xlim(right=end)
-    for x, phase, side in ((start, "whole", "right"), (start, "head", "left")):
-        if phase == "head" or (~head).any():
-            text = f" {PHASES[phase]} " if phase == "head" else f"{PHASES[phase]}  "
-            panels[1].text(x, 0.8, text, transform=panels[1].get_xaxis_transform(), ha=side, fontsize=SMALL, color=INK)
+    for text, side in (("whole network  ", "right"), (" head ", "left")):
+        if side == "left" or (~head).any():
+            options: dict[str, Any] = {"ha": side, "fontsize": SMALL, "color": INK}
+            panels[1].text(start, 0.8, text, transform=panels[1].get_xaxis_transform(), **options)
+
+
+def projection(report: Findings) -> Figure | None:
+    """Each point an image as the original model's features see it, made from forget images (proxies) or real: a proxy
+    stands for its class where it lies among that class's images. None below level full, or without proxies."""
+    if not report.projection:
+        return None
+    points = {key: np.array(values) for key, values in report.projection.items()}
+    labels = points["label"].tolist()
+    colours = class_colours(labels, [str(c["label"]) for c in report.forget_classes])
+    figure = new_figure("What the model finds alike: do proxies lie among the images they stand for?", 6.2)
+    axes, entries = figure.subplots(), dict[str, Line2D]()
+    for kind, (text, marker, size, outline) in KINDS.items():
+        chosen = points["kind"] == kind
+        if chosen.any():
+            shades = [colours.get(label, REST) for label in points["label"][chosen].tolist()]
+            edges: dict[str, Any] = {"linewidths": outline} | ({"edgecolors": "white"} if outline else {})
+            axes.scatter(points["x"][chosen], points["y"][chosen], c=shades, marker=marker, s=size, **edges)
+            entries[text] = swatch("#555555", marker)
+    several = list(colours.values()).count(GONE) > 1
+    for label, colour in colours.items():
+        text = plain(label, 18) if colour != GONE else f"{plain(label, 18)} (forgotten)"
+        entries.setdefault("forgotten classes" if colour == GONE and several else text, swatch(colour, "s"))
+    if more := len(set(labels) - set(colours)):
+        entries[f"{more} more class{'es' if more > 1 else ''}"] = swatch(REST, "s")
+    dress(axes, "t-SNE of penultimate features: only nearness has a meaning")
+    picture(axes)
+    legend(figure, entries)
+    return figure
+
+
+def class_colours(labels: Sequence[str], forgotten: Sequence[str]) -> dict[str, str]:
+    """Label -> colour of the most frequent retained classes and of the forgotten ones."""
+    counts = Counter(label for label in labels if label not in set(forgotten))
+    frequent = sorted(label for label, _ in counts.most_common(len(MUTED)))
+    return dict(zip(frequent, MUTED, strict=False)) | {label: GONE for label in forgotten if label in set(labels)}
+
+
+def swatch(colour: str, marker: str) -> Line2D:
+    """A legend's sign for a colour or a marker."""
+    return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6)

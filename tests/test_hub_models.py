@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import types
 import warnings
 
@@ -20,14 +21,20 @@ from zspag_hf.hub.models import (
     source_of,
 )
 from zspag_hf.pipeline.classifier import PixelClassifier
-from zspag_hf.trainer.checks import check_trainable
+
+
+@pytest.fixture(scope="module")
+def original(vit, tmp_path_factory):
+    """The folder of a whole model, of which each test has a copy to spoil."""
+    folder = tmp_path_factory.mktemp("original")
+    vit.build(torch.float32).save_pretrained(folder)
+    processor().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
-def saved(vit, tmp_path):
-    vit.build(torch.float32).save_pretrained(tmp_path)
-    processor().save_pretrained(tmp_path)
-    return tmp_path
+def saved(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
 
 
 def edit(path, **changes):
@@ -54,7 +61,7 @@ class TestLoad:
     def test_half_precision_weights_are_loaded_in_full(self, vit, tmp_path):
         vit.build(torch.bfloat16).save_pretrained(tmp_path)
         processor().save_pretrained(tmp_path)
-        check_trainable(load_classifier(str(tmp_path))[0])
+        assert {weight.dtype for weight in load_classifier(str(tmp_path))[0].parameters()} == {torch.float32}
 
     def test_a_given_processor_wins(self, saved):
         own = processor(do_normalize=False)
@@ -203,6 +210,43 @@ class TestProcessor:
         (saved / "preprocessor_config.json").write_text(text)
         (saved / "model.safetensors").write_bytes(b"")  # is told before the weights are looked at
         assert "holds no image processor" in refused(saved)
+
+
+class TestCached:
+    """By Hub id with no network, from a cache as the Hub's client leaves it. With one: test_hub_loading."""
+
+    COMMIT = "a1" * 20
+
+    @pytest.fixture
+    def load(self, original, tmp_path):
+        def load(name="user/model", without=(), **options):
+            place = tmp_path / "models--user--model"
+            shutil.copytree(original, place / "snapshots" / self.COMMIT, ignore=shutil.ignore_patterns(*without))
+            (place / "refs").mkdir()
+            (place / "refs" / "main").write_text(self.COMMIT)
+            return load_classifier(name, hub=HubOptions(cache_dir=str(tmp_path), **options))
+
+        return load
+
+    def test_it_loads_and_tells_its_commit(self, load, original):
+        model, _ = load()
+        assert source_of(model) == ("user/model", self.COMMIT) and model.name_or_path == "user/model"
+        expected = load_classifier(original)[0].state_dict()
+        assert all(torch.equal(expected[name], weight) for name, weight in model.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ({"without": ["*.safetensors"]}, "the local cache does not hold its weights. Connect once"),
+            ({"without": ["config.json"]}, "the Hub could not be asked, and the local cache holds no config.json"),
+            ({"revision": "v9"}, "revision 'v9' of it is not in the local cache, .* HF_HUB_OFFLINE=1"),
+            ({"name": "user/other"}, "it is not in the local cache, .* HF_HUB_OFFLINE=1"),
+            ({"name": "a/b/c"}, "no such folder, and it is no id of a Hub repository"),
+        ],
+    )
+    def test_what_is_not_there_is_told(self, load, given, told):
+        with pytest.raises(UnlearningError, match=f"cannot load an image classifier from .*{told}"):
+            load(**given)
 
 
 def test_a_backbone_without_a_head_is_refused(vit, tmp_path):

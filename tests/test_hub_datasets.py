@@ -5,13 +5,16 @@ from tiny import NAMES, images
 
 from zspag_hf.errors import UnlearningError
 from zspag_hf.hub.datasets import load_split
+from zspag_hf.hub.models import HubOptions
 
 
 @pytest.fixture
 def load(tmp_path):
-    return lambda folder, split="train", **options: load_split(
-        tmp_path / folder, split, cache_dir=str(tmp_path / "cache"), **options
-    )
+    def load(folder, split="train", config_name=None, **options):
+        hub = HubOptions(cache_dir=str(tmp_path / "cache"), **options)
+        return load_split(tmp_path / folder, split, config_name=config_name, hub=hub)
+
+    return load
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_changed_files_are_read_anew(folder, load):
 def test_a_folder_wins_over_a_format_of_that_name(folder, load, monkeypatch, tmp_path):
     folder.rename(tmp_path / "csv")
     monkeypatch.chdir(tmp_path)
-    assert len(load_split("csv", "train", cache_dir=str(tmp_path / "cache"))) == 3
+    assert len(load_split("csv", "train", hub=HubOptions(cache_dir=str(tmp_path / "cache")))) == 3
 
 
 class TestRefusals:
