@@ -18,8 +18,7 @@ import pytest
 import torch
 from cases import MODELS
 
-BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
-sys.path.append(str(BENCHMARKS))
+sys.path.append(str(Path(__file__).parent.parent / "examples" / "benchmarks"))
 
 import measure
 from literal import influence_by_image, influence_by_label, largest_angle, stacked_bases
@@ -31,6 +30,7 @@ from zspag_hf.pipeline.influence import label_influence
 from zspag_hf.pipeline.layers import constrained_layers
 from zspag_hf.pipeline.subspaces import Spectrum
 
+BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 PARTS = {
     "overhead": {"ViT-B/16", "ResNet-50", "MobileNetV2", "ViT of 32 pixels"},
     "speed": {"pipeline", "subspaces", "influence", "attack", "memory"},

@@ -201,6 +201,14 @@ class TestConfig:
         with pytest.raises(UnlearningError, match=message):
             UnlearningTrainer(args=config(tmp_path, num_train_epochs=3), **material)
 
+    @pytest.mark.parametrize("name", ["fisher", "ssd", "gkt"])
+    def test_options_of_trainers_loop_are_refused_where_there_is_none(self, tmp_path, name):
+        given = {"lr_scheduler_type": "linear", "gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "bf16": True}
+        for option, value in given.items():
+            with pytest.raises(UnlearningError, match=f"{option}={value!r} means nothing to {METHODS[name].__name__}"):
+                METHODS[name]().check(config(tmp_path, **{option: value}))
+            METHODS["finetune"]().check(config(tmp_path, **{option: value}))
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [

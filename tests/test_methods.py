@@ -208,9 +208,9 @@ def cut_off():
     raise Cut
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_retained_data_are_read_where_they_are_asked_for_and_only_there(tmp_path, name):
-    method = METHODS[name]
+@pytest.mark.parametrize("first", cases(FIRST, [*FAST, "finetune"]))
+def test_retained_data_are_read_where_they_are_asked_for_and_only_there(tmp_path, first):
+    name, method = first.name, first.method
     forms = [form for form in ON_VIT if form.name == name and form.kind == method.forgets[0]]
     with_retain = [form for form in forms if form.with_retain]
     for form in forms:

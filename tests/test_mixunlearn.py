@@ -194,11 +194,8 @@ class TestGenerator:
                     gone = generator.pixels[draws.rows].float() / 255
                     masks = generator.masks(gone, kept, draws.generator_share)
                     logits = generator.average(mixed(gone, kept, masks))
-                    return float(
-                        mix_loss(
-                            logits, targets, generator.targets[draws.rows], weights, draws.generator_share, TAU_GEN
-                        )
-                    )
+                    theirs = generator.targets[draws.rows]
+                    return mix_loss(logits, targets, theirs, weights, draws.generator_share, TAU_GEN).item()
 
                 before, held = loss(), {k: v.clone() for k, v in job.model.state_dict().items()}
                 for _ in range(5):
@@ -233,7 +230,7 @@ class TestGenerator:
                 if any(not torch.equal(a, b) for a, b in pairs):
                     moved.append(state.global_step - 1)
                 triples = zip(self.average, generator.average.model.parameters(), job.model.parameters(), strict=True)
-                gaps.extend(float((new - (0.999 * old + 0.001 * mine)).abs().max()) for old, new, mine in triples)
+                gaps.extend((new - (0.999 * old + 0.001 * mine)).abs().max().item() for old, new, mine in triples)
 
         behind_the_generator(monkeypatch, Look())
         job.train()

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +17,38 @@ import ablations
 import benches
 import digits
 import tables
-from ablations import BASES, DEFAULT, LITERAL, PARTS, Ablation, ablate, all_rows, attack_figure, draw, rows_of
+from ablations import (
+    DEFAULT,
+    LITERAL,
+    PARTS,
+    Ablation,
+    ablate,
+    all_rows,
+    attack_figure,
+    draw,
+    literal,
+    rows_of,
+)
 from benches import CLASS_ROWS, IMAGE_ROWS, STRONG_RATES, Bench, Training, halves, load_bench
 from models import NETWORKS
 from pages import PUBLISHED, average_gap, class_table, frontiers, image_table, retrained_row
-from tables import Budget, Runner, TableTrainer, chosen, of_names
+from tables import Budget, Runner, chosen, of_names
 
-from zspag_hf import METHODS, PixelClassifier, UnlearningConfig
+from zspag_hf import METHODS, PixelClassifier, UnlearningConfig, UnlearningTrainer
 from zspag_hf.errors import UnlearningError
+from zspag_hf.methods import AMUN, SSD, UNSC, ZSPAG, FineTune, NegGrad, RandomLabels, ZSPAGPaper, amun, method_name
 from zspag_hf.pipeline.classifier import to_pixels
 
 BUDGET = Budget((1e-3, 1e-2), {"max_retain_samples": 8, "num_train_epochs": 1})
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("classes", CLASS_ROWS), ("images", IMAGE_ROWS)])
-def test_every_row_is_a_setting_of_its_kind_and_only_one_group_reads_retained_data(tmp_path, kind, rows):
+def test_every_row_is_a_setting_of_its_kind_and_only_one_group_reads_retained_data(kind, rows):
     for group, settings in rows.items():
-        for name, options in settings.items():
-            config = UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
-            assert kind in METHODS[config.method].forgets, name
-            assert config.with_retain is (group == "with retained data"), name
+        for name, method in settings.items():
+            method.check(quick())  # raises for a setting that no run takes
+            assert method_name(method) in METHODS and kind in method.forgets, name
+            assert method.reads_retained is (group == "with retained data"), name
 
 
 def cell(rate, acc_rt, acc_ut, **test):
@@ -89,41 +103,75 @@ def bench(classes, **more):
     return Bench("tiny", load, lambda seed: parts, *halves(test), classes, **more)
 
 
+def quick(**options):
+    """Options of a run that prints and logs nothing."""
+    return UnlearningConfig(disable_tqdm=True, report_to="none", use_cpu=True, **options)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(tables, "quiet_config", quick)
+
+
+SHORT = RandomLabels(num_train_epochs=2)
+FEW = {"proxies_per_class": 4, "attack_eps": 0.5}
 ROWS = {
-    "zero-shot": {"random labels (FT-zs)": {"method": "random_labels", "max_steps": 2}, "ZS-PAG": {"method": "zspag"}},
-    "with retained data": {"fine-tuning": {"method": "finetune"}},
+    "zero-shot": {"random labels (FT-zs)": SHORT, "ZS-PAG": ZSPAG(**FEW)},
+    "with retained data": {"fine-tuning": FineTune()},
 }
 
 
+@pytest.mark.slow
 def test_a_bench_of_classes_runs_once_and_is_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "quiet_config", quick)
+    monkeypatch.setattr(tables, "quiet_config", partial(quick, max_steps=20))
     monkeypatch.setattr(Bench, "rows", property(lambda self: ROWS))
     runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, list(ROWS))
-    found = runner.run([0, 1])
-    reports = [runner.evaluated(found, seed, place) for place, seed in enumerate((0, 1))]
-    text = class_table(runner.groups, found, reports)
+    results = runner.run([0, 1])
+    reports = [runner.evaluated(results, seed, place) for place, seed in enumerate((0, 1))]
+    text = class_table(runner.groups, results, reports)
     for name in ("original", "masked", *ROWS["zero-shot"], "fine-tuning"):
         assert f"| {name} |" in text
-    assert len([line for line in frontiers(found).splitlines() if "random labels" in line]) == len(BUDGET.rates)
+    assert len([line for line in frontiers(results).splitlines() if "random labels" in line]) == len(BUDGET.rates)
+    (tuned,) = {json.dumps(cell["options"]) for cell in results["rows"]["fine-tuning"]["cells"]}
+    assert BUDGET.retained.items() <= json.loads(tuned).items(), "what the budget says of methods with retained data"
     monkeypatch.setattr(Runner, "trainer", None)  # nothing is trained any more
-    monkeypatch.setattr(Runner, "original", lambda self, seed: found["before"])
+    monkeypatch.setattr(Runner, "original", lambda self, seed: results["before"])
     again = Runner(bench([NAMES[2]]), BUDGET, tmp_path, list(ROWS)).run([0, 1])
-    assert json.dumps(again) == json.dumps(found)
+    assert json.dumps(again) == json.dumps(results)
 
 
 def test_a_bench_of_images_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "quiet_config", quick)
-    rows = {"zero-shot": {"random labels": {"method": "random_labels", "max_steps": 2}}}
+    rows = {"zero-shot": {"random labels": SHORT}}
     monkeypatch.setattr(Bench, "rows", property(lambda self: rows))
     runner = Runner(bench(None), BUDGET, tmp_path, list(rows))
-    found = runner.run([0])
-    assert "| random labels |" in image_table(runner.groups, found)
-    assert 0 <= found["before"]["test"]["auc"] <= 1
+    results = runner.run([0])
+    assert "| random labels |" in image_table(runner.groups, results)
+    assert 0 <= results["before"]["test"]["auc"] <= 1
 
 
+@pytest.mark.slow
+def test_what_does_not_depend_on_the_rate_is_made_once_a_seed_and_its_time_counts_for_each_run(tmp_path, monkeypatch):
+    made = []
+    search = amun.nearest_adversaries
+    monkeypatch.setattr(amun, "nearest_adversaries", lambda *given, **more: made.append(0) or search(*given, **more))
+    method = AMUN(num_train_epochs=1)
+    runner = Runner(bench(None), BUDGET, tmp_path, [])
+    cells = [runner.cell("AMUN", method, 0, 1e-3)]
+    assert cells[0]["seconds"] > runner.searches[0][0] > 0
+    runner.searches[0] = (1000.0, *runner.searches[0][1:])
+    cells.append(runner.cell("AMUN", method, 0, 0.3))
+    assert len(made) == 1 and cells[1]["seconds"] > 1000
+    assert cells[0]["attack_success_rate"] == cells[1]["attack_success_rate"]
+    assert cells[0]["test"] != cells[1]["test"], "runs of their own"
+    alone = Runner(bench(None), BUDGET, tmp_path / "alone", []).cell("AMUN", method, 0, 0.3)
+    assert len(made) == 2 and alone["test"] == cells[1]["test"]
+    runner.cell("AMUN", method, 1, 0.3)
+    assert len(made) == 3, "those of another seed are others"
+
+
+@pytest.mark.slow
 def test_images_with_retrained_models_have_the_columns_of_amuns_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "quiet_config", quick)
-    rows = {"zero-shot": {"random labels": {"method": "random_labels", "max_steps": 2}}}
+    rows = {"zero-shot": {"random labels": SHORT}}
     monkeypatch.setattr(Bench, "rows", property(lambda self: rows))
 
     def others(*seeds):
@@ -131,10 +179,10 @@ def test_images_with_retrained_models_have_the_columns_of_amuns_table(tmp_path, 
 
     with_others = bench(None, retrained=others(1, 2), references=others(3, 4))
     runner = Runner(with_others, BUDGET, tmp_path, list(rows))
-    found = runner.run([0])
-    head, _, original, retrained, _, row = image_table(runner.groups, found).splitlines()
+    results = runner.run([0])
+    head, _, original, retrained, _, row = image_table(runner.groups, results).splitlines()
     assert head == "| method | rate | UA | RA | TA | RMIA AUC | Avg. Gap | seconds |"
-    (models,), scores = found["retrained"], found["originals"][0]
+    (models,), scores = results["retrained"], results["originals"][0]
     kept = runner.parts(0)[1]
     logits = PixelClassifier(tiny_model(), tiny_processor()).predict(to_pixels(kept["image"][:], tiny_processor()))
     right = (logits.argmax(1) == torch.tensor(kept["label"][:])).double().mean()
@@ -163,14 +211,13 @@ def test_the_gap_is_to_the_mean_of_the_retrained_models():
     assert "gap" not in retrained_row(models[:1])
 
 
-def test_a_report_is_made_anew_for_models_of_another_rate(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "quiet_config", quick)
+@pytest.mark.slow
+def test_a_report_is_made_anew_for_models_of_another_rate(tmp_path):
     runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, [])
-    options = {"method": "random_labels", "max_steps": 2}
     reports = []
     for rate in (1e-3, 0.3, 0.3):
-        found = {"rows": {"RL": {"cells": [runner.cell("RL", options, 0, rate)]}}}
-        reports.append(runner.evaluated(found, 0, 0)["RL"])
+        results = {"rows": {"RL": {"cells": [runner.cell("RL", SHORT, 0, rate)]}}}
+        reports.append(runner.evaluated(results, 0, 0)["RL"])
     assert reports[0]["model"] != reports[1]["model"] and reports[0]["acc_rt"] != reports[1]["acc_rt"]
     assert reports[2] == reports[1]
 
@@ -178,6 +225,7 @@ def test_a_report_is_made_anew_for_models_of_another_rate(tmp_path, monkeypatch)
 # ---------------------------------------------------------------------------------- models that are trained on the spot
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vgg", "alexnet", "resnet", "vit"])
 def test_a_network_is_trained_once_and_read_as_it_was_saved(tmp_path, kind, monkeypatch):
     trained = []
@@ -211,13 +259,14 @@ def quick_training(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_models_without_a_random_share_are_trained_on_the_other_images_alone(tmp_path, quick_training):
-    found = load_bench("digits-random-50", {}, tmp_path)
-    (forget, kept), (others, _) = found.parts(3), found.parts(4)
-    assert found.classes is None and len(forget) == round(1347 / 2) == 1347 - len(kept)
+    loaded = load_bench("digits-random-50", {}, tmp_path)
+    (forget, kept), (others, _) = loaded.parts(3), loaded.parts(4)
+    assert loaded.classes is None and len(forget) == round(1347 / 2) == 1347 - len(kept)
     assert [image.tobytes() for image in forget["image"][:9]] != [image.tobytes() for image in others["image"][:9]]
-    models = found.retrained(3) + found.references(3)
-    whole, _ = found.model(3)
+    models = loaded.retrained(3) + loaded.references(3)
+    whole, _ = loaded.model(3)
     assert len(models) == 6 and len(quick_training) == 7
     sizes = [len(data) for data in quick_training]
     assert sizes == [len(kept)] * 6 + [1347]
@@ -228,25 +277,25 @@ def test_models_without_a_random_share_are_trained_on_the_other_images_alone(tmp
 
 def test_a_place_says_which_network_to_train(tmp_path, quick_training):
     entry = {"data": "digits", "train": "vgg", "classes": ["3", "5"], "side": 32, "epochs": 1}
-    found = load_bench("two digits", {"two digits": entry}, tmp_path)
-    forget, kept = found.parts(0)
+    loaded = load_bench("two digits", {"two digits": entry}, tmp_path)
+    forget, kept = loaded.parts(0)
     assert set(forget["label"][:]) == {3, 5} and not {3, 5} & set(kept["label"][:])
-    assert len(found.retrained(0)) == 2 and found.references(0) == []
+    assert len(loaded.retrained(0)) == 2 and loaded.references(0) == []
     assert set(quick_training[0]["label"][:]) == set(range(10)) - {3, 5}
-    model, _ = found.model(0)
+    model, _ = loaded.model(0)
     folder = tmp_path / "saved"
     model.save_pretrained(folder)
-    assert type(found.saved(str(folder))) is type(model), "as a plain module, which no folder brings back by itself"
+    assert type(loaded.saved(str(folder))) is type(model), "as a plain module, which no folder brings back by itself"
 
 
 def test_a_place_may_have_few_images_learned_by_heart(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(benches, "train_classifier", lambda *given: seen.append((len(given[2]), given[-1])) or given[0])
     entry = {"data": "digits", "train": "vgg", "share": 0.1, "epochs": 1, "images": 200, "augment": False}
-    found = load_bench("a few", {"a few": entry}, tmp_path)
-    forget, kept = found.parts(0)
+    loaded = load_bench("a few", {"a few": entry}, tmp_path)
+    forget, kept = loaded.parts(0)
     assert (len(forget), len(kept)) == (20, 180)
-    found.model(0), found.retrained(0)
+    loaded.model(0), loaded.retrained(0)
     assert seen == [(200, False), (180, False), (180, False)], "images, and whether they are moved"
 
 
@@ -278,20 +327,22 @@ def test_every_row_of_the_ablations_is_a_setting_of_its_own():
     rows = [row for part in PARTS for row in rows_of(part)]  # raises for one that is none
     assert set(all_rows(list(PARTS))) == {row.name for row in rows}
     for row in rows:
-        same = {other.name for other in rows if other.options == row.options}
+        same = {other.name for other in rows if other.method == row.method}
         assert same == {row.name}, "the same options run once"
+        row.method.check(quick())  # raises for a setting that no run takes
     titles = {(row.kind, row.variant): row for row in rows}
     assert titles[DEFAULT, "pgd"].name == DEFAULT and titles[LITERAL, "pgd"].name == LITERAL
-    assert titles[LITERAL, "cg"].name == LITERAL and titles[DEFAULT, "kfac"].name == DEFAULT
+    assert titles[LITERAL, "literal"].name == LITERAL and titles[DEFAULT, "tilt influence"].name == DEFAULT
     subspace = {row.variant: row.name for row in rows_of("subspace")}
     assert len(set(subspace.values()) | {LITERAL}) == 5
     counted = [row for row in rows_of("proxies") if row.base == LITERAL]
-    assert {row.options["proxy_policy"] for row in counted} == {"quota"}, "eq. 2 alone knows no number for each class"
+    assert {row.method.proxy_policy for row in counted} == {"quota"}, "eq. 2 alone knows no number for each class"
 
 
+@pytest.mark.slow
 def test_an_ablation_runs_once_and_says_what_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "quiet_config", quick)
-    few = {"radius": {LITERAL: {"eps 0.5": {"attack_eps": 0.5}, "eps 0.1": {"attack_eps": 0.1}}}}
+    few = {"radius": {LITERAL: {f"eps {x:g}": literal(attack_eps=x, num_train_epochs=2) for x in (0.5, 0.1)}}}
+    bases = {DEFAULT: SHORT, LITERAL: literal(attack_eps=0.4, num_train_epochs=2)}
     failing, run_cell = f"{LITERAL}, attack_eps 0.1", Runner.cell
 
     def cell(self, row, *given):
@@ -302,18 +353,18 @@ def test_an_ablation_runs_once_and_says_what_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, "cell", cell)
     monkeypatch.setattr(ablations, "PARTS", few)
     monkeypatch.setattr(ablations, "RATES", (1e-2,))
-    monkeypatch.setattr(ablations, "BASES", {DEFAULT: {"method": "random_labels"}, LITERAL: BASES[LITERAL]})
+    monkeypatch.setattr(ablations, "BASES", bases)
     run = bench([NAMES[2]], retrained=lambda seed: [shaken(1), shaken(2)])
-    found = ablate(Runner(run, BUDGET, tmp_path, []), ["radius"], [0])
-    assert ablations.failures(found).endswith(f"- {failing}, 1 of 1 seeds: no attack crosses.\n")
-    text = ablations.table(found, ["radius"])
+    ablation = ablate(Runner(run, BUDGET, tmp_path, []), ["radius"], [0])
+    assert ablations.failures(ablation).endswith(f"- {failing}, 1 of 1 seeds: no attack crosses.\n")
+    text = ablations.table(ablation, ["radius"])
     assert f"| {LITERAL}: eps 0.1 | - | - | - | - |  |  |" in text
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {LITERAL}: eps 0.5 |")]
-    (made,) = found.cells[f"{LITERAL}, attack_eps 0.5"]
+    (made,) = ablation.cells[f"{LITERAL}, attack_eps 0.5"]
     assert line.split("|")[2].strip() == f"{made['test']['acc_rt']:.3f}"
-    assert line.split("|")[4].strip() == f"{found.reports[0][made['row']]['js_ut']:.3f}"
+    assert line.split("|")[4].strip() == f"{ablation.reports[0][made['row']]['js_ut']:.3f}"
     monkeypatch.setattr(Runner, "trainer", lambda *_: pytest.fail("trained again"))
-    assert ablate(Runner(run, BUDGET, tmp_path, []), ["radius"], [0]) == found
+    assert ablate(Runner(run, BUDGET, tmp_path, []), ["radius"], [0]) == ablation
 
 
 def test_the_pictures_show_every_row_and_every_place():
@@ -321,24 +372,19 @@ def test_the_pictures_show_every_row_and_every_place():
     scores = {name: {"acc_rt": 0.5 + i / 100, "acc_ut": 0.1, "mia_entropy": i / 100} for i, name in enumerate(names)}
     seen = {name: {"acc_rt": 0.9, "mia_entropy": 0.8} for name in ("original", "masked", "retrained")}
     cells = {name: [{"attack_success_rate": 0.5}] for name in names}
-    found = Ablation({}, cells, {}, [scores | seen])
-    pictures = draw(found, ["subspace", "radius", "proxies"], [{"SalUn": {"mia_entropy": 0.3}}])
+    ablation = Ablation({}, cells, {}, [scores | seen])
+    pictures = draw(ablation, ["subspace", "radius", "proxies"], [{"SalUn": {"mia_entropy": 0.3}}])
     axes = pictures["figure_2.png"].axes[0]
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert labels == ["original", "masked", "SalUn", DEFAULT, LITERAL, *(row.variant for row in rows_of("subspace"))]
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert [float(dot.get_xdata()[0]) for dot in dots][2:4] == [0.3, scores[DEFAULT]["mia_entropy"]]
     expected_places = {"radius": [*ablations.RADII], "proxies": [3, 10, 30, 100]}
-    for panel, (part, places) in zip(attack_figure(found).axes, expected_places.items(), strict=True):
+    for panel, (part, places) in zip(attack_figure(ablation).axes, expected_places.items(), strict=True):
         (curve, _) = [line for line in panel.lines if line.get_marker() == "^"]  # acc_rt and acc_ut
         expected = [scores[row.name]["acc_rt"] for row in rows_of(part) if row.kind == DEFAULT]
         assert curve.get_xdata().tolist() == places and curve.get_ydata().tolist() == expected
-    assert "figure_5.png" not in draw(found, ["subspace", "radius"], [{}])
-
-
-def quick(**options):
-    small = {"proxies_per_class": 4, "attack_eps": 0.5, "max_steps": 20, "report_to": "none", "use_cpu": True}
-    return UnlearningConfig(**small, disable_tqdm=True).but(**options)
+    assert "figure_5.png" not in draw(ablation, ["subspace", "radius"], [{}])
 
 
 def test_rows_by_name():
@@ -352,39 +398,37 @@ def test_published_figures_stand_beside_and_have_a_row():
     rows = {name for group in CLASS_ROWS.values() for name in group} | {"original", "retrained"}
     assert all(set(figures) <= rows for figures in PUBLISHED.values())
     report = {"original": {"acc_rt": 0.5}, "a": {"acc_rt": 0.25}}
-    found = {"rows": {"a": {"rate": 0.1, "cells": [{"seconds": 2}]}}}
-    lines = class_table({"g": {"a": {}}}, found, [report], {"original": "83.8 / 64.0"}).split("\n")
+    results = {"rows": {"a": {"rate": 0.1, "cells": [{"seconds": 2}]}}}
+    lines = class_table({"g": {"a": {}}}, results, [report], {"original": "83.8 / 64.0"}).split("\n")
     assert len({line.count("|") for line in lines}) == 1
     assert lines[0].endswith("| published, % |") and lines[2].endswith("| 83.8 / 64.0 |")
     assert lines[-1].startswith("| a | 0.1 | 0.250 |")
 
 
-def test_the_grid_has_the_published_rate_and_larger_ones_under_a_hard_constraint(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "quiet_config", quick)
+def test_the_grid_has_the_published_rate_and_larger_ones_under_a_hard_constraint(tmp_path):
     runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, [])
-    assert runner.rates("NegGrad-zs", {"method": "neggrad"}) == [5e-5, *BUDGET.rates]
-    assert runner.rates("UNSC", {"method": "unsc"}) == sorted([0.04, *STRONG_RATES])
-    assert runner.rates("ZS-PAG, literal", {"method": "zspag", "variant": "paper"}) == [*STRONG_RATES]
-    assert runner.rates("ZS-PAG", {"method": "zspag"}) == [None]
+    assert runner.rates(NegGrad()) == [5e-5, *BUDGET.rates]
+    assert runner.rates(UNSC()) == sorted([0.04, *STRONG_RATES])
+    assert runner.rates(ZSPAGPaper()) == [*STRONG_RATES]
+    assert runner.rates(ZSPAG()) == runner.rates(SSD()) == [None]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_in_an_error_costs_its_row_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "quiet_config", quick)
-    row = {"method": "random_labels", "max_steps": 2}
-    rows = {"zero-shot": {"random labels (FT-zs)": row, "SSD-zs": {"method": "ssd"}}}
+    rows = {"zero-shot": {"random labels (FT-zs)": SHORT, "SSD-zs": SSD()}}
     monkeypatch.setattr(Bench, "rows", property(lambda self: rows))
-    train = TableTrainer.train
+    train = UnlearningTrainer.train
 
     def failing(self, *given):
-        if self.args.method == "ssd":
+        if isinstance(self.method, SSD):
             raise UnlearningError("nothing to damp")
         return train(self, *given)
 
-    monkeypatch.setattr(TableTrainer, "train", failing)
+    monkeypatch.setattr(UnlearningTrainer, "train", failing)
     runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, list(rows))
-    found = runner.run([0])
-    text = class_table(runner.groups, found, [runner.evaluated(found, 0, 0)])
+    results = runner.run([0])
+    text = class_table(runner.groups, results, [runner.evaluated(results, 0, 0)])
     assert next(line for line in text.splitlines() if line.startswith("| SSD-zs |")).count("| - ") == 6
-    assert "| SSD-zs | own | nothing to damp |" in frontiers(found)
+    assert "| SSD-zs | own | nothing to damp |" in frontiers(results)
     with pytest.raises(ValueError, match="holds a run with"):
-        runner.cell("random labels (FT-zs)", row | {"max_steps": 3}, 0, BUDGET.rates[0])
+        runner.cell("random labels (FT-zs)", replace(SHORT, num_train_epochs=3), 0, BUDGET.rates[0])

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..config import RECIPE, UnlearningConfig, check_fields, default_of, option, told
+from ..config import LOOP, RECIPE, UnlearningConfig, check_fields, default_of, option, told
 from ..data.labels import class_names, model_labels, reconcile_labels, rows_of_classes
 from ..data.request import resolve_request, select_rows
 from ..errors import UnlearningError
@@ -61,7 +61,8 @@ class Setting:
         changes = dict(self.changes)
         if type(self.method) is not type(method):
             usual = {one.name: one.default for one in fields(UnlearningConfig)}
-            names = (*RECIPE, "lr_scheduler_type", *(() if self.method.trains else ("max_steps",)))
+            loop = ("lr_scheduler_type",) if self.method.loops else LOOP
+            names = (*RECIPE, *loop, *(() if self.method.trains else ("max_steps",)))
             changes = {name: usual[name] for name in names} | changes
         return replace(main, **changes)
 

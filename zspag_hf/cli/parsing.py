@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from ..config import Option, UnlearningConfig, told
+from ..config import LOOP, RECIPE, Option, UnlearningConfig, told
 from ..errors import UnlearningError
 from ..methods import METHODS, Method, find_method
 from .help import Formatter, sections
@@ -87,6 +87,14 @@ class CommandParser(HfArgumentParser):
         if self.takes_training_arguments:
             text = told("Show every option of TrainingArguments too.", group="running")
             self.add_argument("--help_all", action=HelpAll, nargs=0, default=argparse.SUPPRESS, help=text)
+
+    def say_defaults(self, recipe: Mapping[str, Any]) -> None:
+        """Say in the help what a method has for an option that the run leaves to it."""
+        for action in self._actions:
+            if recipe.get(action.dest) is not None and isinstance(action.help, Option):
+                said = Option(f"{action.help} (here {recipe[action.dest]})")
+                vars(said).update(vars(action.help))
+                action.help = said
 
     def parse(self, argv: list[str]) -> tuple[Any, ...]:
         """One instance of each dataclass, and where there are arguments of no dataclass a namespace with those."""
@@ -237,8 +245,12 @@ def parse_run(
         UnlearningError: bad input, among it options of the run that the method cannot honour.
     """
     kind = find_method(method_of(argv))
-    parser = CommandParser((*types, UnlearningConfig, options_of(kind)), **options)
+    recipe = {one.name: one.default for one in fields(kind) if one.name in RECIPE}
+    unread = {*RECIPE} - {*recipe} | {*(() if kind.loops else LOOP), *(() if kind.trains else ("max_steps",))}
+    hidden = {*options.pop("hidden", ()), *unread}
+    parser = CommandParser((*types, UnlearningConfig, options_of(kind)), hidden=hidden, **options)
     parser.set_defaults(**(defaults or {}))
+    parser.say_defaults(recipe)
     *made, config, own = parser.parse(argv)
     method = kind(**asdict(own))
     method.check(config)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.training_args import OptimizerNames
 
-from ..config import RECIPE, UNSET, UnlearningConfig, check_fields, plain
+from ..config import LOOP, RECIPE, UNSET, UnlearningConfig, check_fields, plain
 from ..errors import UnlearningError, transformers_errors
 from ..pipeline.classifier import exact_batch_norms, to_unit
 from .plan import Plan
@@ -34,7 +34,7 @@ class Method:
         forgets: "classes", "images" (whose classes stay), or both: by whether ``forget_classes`` is given.
         needs_retain: whether the method cannot work without retained data. A method that neither needs them nor has an
             option ``with_retain`` that is on never sees any.
-        trains: whether it takes steps, for ``max_steps`` to bound.
+        trains: whether it takes steps, for ``max_steps`` to bound. loops: whether Trainer's loop takes them.
         refusals: option of :class:`zspag_hf.UnlearningConfig` that it cannot honour -> what to do instead.
 
     Raises:
@@ -45,6 +45,7 @@ class Method:
     forgets: ClassVar[tuple[str, ...]] = ("classes",)
     needs_retain: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    loops: ClassVar[bool] = True
     refusals: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self):
@@ -79,7 +80,8 @@ class Method:
         """
         mine = {one.name: one.default for one in fields(self)}
         asked = {name: plain(getattr(args, name)) for name in (*RECIPE, "max_steps")}
-        for name, value in asked.items():
+        loose = {} if self.loops else {name: value for name, value in args.given().items() if name in LOOP}
+        for name, value in (asked | loose).items():
             if value in (UNSET, None) or name in mine or (name == "max_steps" and self.trains):
                 continue
             mend = self.refusals.get(name, "leave it out, or give a method that it means something to")

@@ -117,6 +117,7 @@ class Fisher(Confined, Retained):
         " less the retained data depend on it."
     )
     trains: ClassVar[bool] = False
+    loops: ClassVar[bool] = False
 
     def check_model(self, run: Run) -> None:
         """Refuse a model without a head."""

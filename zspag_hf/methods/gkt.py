@@ -201,6 +201,8 @@ class GKT(Method):
         " the original on generated images, without those in which it sees the forgotten classes."
     )
 
+    loops: ClassVar[bool] = False
+
     learning_rate: float | None = option(1e-3, "Of both Adams.", above=0)
 
     def check_model(self, run: Run) -> None:

@@ -111,6 +111,7 @@ class SSD(Confined, OptionalRetained):
     )
     forgets: ClassVar[tuple[str, ...]] = ("classes", "images")
     trains: ClassVar[bool] = False
+    loops: ClassVar[bool] = False
 
     @property
     def makes_proxies(self) -> bool:

@@ -65,7 +65,6 @@ def gather_proxies(
             policy=method.proxy_policy,
             per_class=max(1, round(method.proxies_per_class * share)),
             max_proxies=max(1, round(method.max_proxies * share)),
-            seed=run.seed,
             disable_progress=run.quiet,
             logits=logits,
             own=own,

@@ -110,7 +110,6 @@ def make_proxies(
     per_class: int = 100,
     max_proxies: int = 1000,
     eps_doublings: int = 2,
-    seed: int = 0,
     disable_progress: bool = True,
     logits: Tensor | None = None,
     own: Tensor | None = None,

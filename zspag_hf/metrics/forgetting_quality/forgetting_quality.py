@@ -14,7 +14,7 @@ class ForgettingQuality(Metric):
     margins of max(log(1 - d - FPR) - log FNR, log(1 - d - FNR) - log FPR), then 2^-floor(epsilon / .5) points; the mean
     over images, in [0, 1], higher is better. Multiplied by nothing: the challenge's utility factors stand elsewhere.
 
-    A population with less than 1 % of the other's range counts as told apart. The largest of many noisy epsilons is
+    A population with less than 1 % of the other's range counts as told from it. The largest of many noisy epsilons is
     not 0: two samples of one population get .1 to .4, not 1. The challenge used 512 models of each kind; with fewer
     than 64 it is indicative only.
 
