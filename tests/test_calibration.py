@@ -1,6 +1,7 @@
 """Real digits: a retrained model in the place of the unlearned one is "as retrained", the original is "not forgotten".
 
-The same as examples/benchmarks/calibration.py, once and with fewer epochs: the caveats in METRICS come from that table.
+The same as examples/benchmarks/calibration.py, once and with a smaller model: the caveats in METRICS come from its
+table.
 """
 
 import sys
@@ -16,8 +17,8 @@ from digits import digits_dataset, digits_model, train_classifier
 from zspag_hf import METRICS, evaluate_unlearning
 from zspag_hf.metrics import BLIND, NOT_FORGOTTEN
 
-THREE, RETRAINED, EPOCHS = 3, 4, 32
-FINE = {"mia_nn"}  # tells original from retrained models after the benchmark's 50 epochs, and not yet after these
+THREE, RETRAINED = 3, 4
+PATCH, EPOCHS = 4, 40  # half as many parts of a side as the benchmark's: trained in a third of the time
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def report(tmp_path_factory):
 
     def trained(seed, drop):
         options = SimpleNamespace(output_dir=str(folder), disable_tqdm=True, use_cpu=True, seed=seed)
-        model, processor = digits_model(train.features["label"].names, seed)
+        model, processor = digits_model(train.features["label"].names, seed, patch=PATCH)
         return train_classifier(model, processor, train, drop, options, epochs=EPOCHS), processor
 
     original, processor = trained(0, [])
@@ -54,7 +55,7 @@ def report(tmp_path_factory):
 def test_the_original_is_not_forgotten_by_any_trusted_score(report):
     verdicts = report.verdicts["the original"]
     trusted = [score for score, line in METRICS.items() if line.detects and not line.caveat]
-    verdicts = {score: verdicts[score] for score in trusted if score not in report.reasons and score not in FINE}
+    verdicts = {score: verdicts[score] for score in trusted if score not in report.reasons}
     assert len(verdicts) > 10 and set(verdicts.values()) == {NOT_FORGOTTEN}, verdicts
 
 
@@ -70,7 +71,7 @@ def test_every_score_that_can_not_tell_here_has_a_caveat(report):
     """Or is not meant to tell; and there are such scores, whose caveats are earned."""
     blind = [score for score, verdict in report.verdicts["the original"].items() if verdict == BLIND]
     assert any(METRICS[score].caveat for score in blind)
-    assert {score for score in blind if METRICS[score].detects and not METRICS[score].caveat} <= FINE
+    assert [score for score in blind if METRICS[score].detects and not METRICS[score].caveat] == []
 
 
 def test_the_masked_model_passes_for_free_what_is_said_to(report):

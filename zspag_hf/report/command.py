@@ -11,11 +11,11 @@ from typing import Any
 from .report import UnlearningReport
 
 TOLD = ("forget_classes", "model_revision", "seed", "level")  # by other parts of the report
-WIDTH, GLUE = 100, "\0"  # of the command, in characters; a space that is no place to fold
+COLUMNS, GLUE = 100, "\0"  # of the command, in characters; a space that is no place to fold
 
 
 def command(report: UnlearningReport) -> str:
-    """The command that repeats the run, with every option that was given, folded to WIDTH; none holds a folder, a
+    """The command that repeats the run, with every option that was given, folded to COLUMNS; none holds a folder, a
     token, where it was published, or which images were forgotten."""
     on_hub, request = report.base_revision is not None, report.request or {}
     parts = [["zspag-hf", "unlearn"], ["--model_name_or_path", report.base_model if on_hub else "BASE"]]
@@ -41,10 +41,10 @@ def words(value: Any) -> list[str]:
 
 
 def folded(parts: list[list[str]]) -> str:
-    """Words in lines of at most WIDTH where that can be; an option stands beside its value."""
+    """Words in lines of at most COLUMNS where that can be; an option stands beside its value."""
     glued = [word.replace(" ", GLUE) for part in parts for word in (GLUE.join(part[:2]), *part[2:])]
     lines = textwrap.wrap(
-        " ".join(glued), WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        " ".join(glued), COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
     return " \\\n".join(lines).replace(GLUE, " ")
 
