@@ -6,6 +6,7 @@ python examples/benchmarks/proxy_sweep.py --seeds 0 1 2
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from pathlib import Path
@@ -44,12 +45,10 @@ def main() -> None:
         )
         model, processor = digits_model(names, seed)
         train_classifier(model, processor, train, [], config)
-        start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         for option, (values, _) in SWEEPS.items():
             for value in values:
-                model.load_state_dict(start)
-                method = ZSPAG(**{option: value})
-                trainer = UnlearningTrainer(model, config, forget, method=method, processing_class=processor)
+                method, start = ZSPAG(**{option: value}), copy.deepcopy(model)
+                trainer = UnlearningTrainer(start, config, forget, method=method, processing_class=processor)
                 trainer.train()
                 metrics = trainer.predict(test).metrics
                 success = trainer.report.proxies["attack_success_rate"]
