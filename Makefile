@@ -4,7 +4,7 @@ install:
 	pip install -c constraints.txt -e ".[test]"
 
 test:
-	pytest
+	pytest -n 2
 
 style:
 	ruff check . && ruff format --check .
