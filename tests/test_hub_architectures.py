@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as MAPPED
 
 from zspag_hf.errors import UnlearningError
-from zspag_hf.hub.architectures import REFUSED, check_architecture
+from zspag_hf.hub.architectures import REFUSED_TYPES, check_architecture
 from zspag_hf.hub.models import load_classifier
 from zspag_hf.methods.base import Method
 from zspag_hf.pipeline.classifier import PixelClassifier
@@ -108,14 +108,14 @@ def test_a_training_batch_of_one_image_has_the_gradient_of_that_image_twice(case
 def test_every_mapped_type_and_every_class_of_it_has_a_tiny_model_or_is_refused():
     models = [case.make() for case in HUB]
     tiny, classes = {model.config.model_type for model in models}, {type(model).__name__ for model in models}
-    assert tiny | set(REFUSED) == set(MAPPED) and not tiny & set(REFUSED)
+    assert tiny | set(REFUSED_TYPES) == set(MAPPED) and not tiny & set(REFUSED_TYPES)
     assert all(kind not in MAPPED or kind in tiny for kind in UNMAPPED)
     for kind, mapped in MAPPED.items():
         assert not isinstance(mapped, tuple) or set(mapped) <= classes, kind
 
 
 def test_a_refused_type_is_told_by_its_config_with_a_reason_and_a_mend(tmp_path):
-    for kind, (why, mend) in REFUSED.items():
+    for kind, (why, mend) in REFUSED_TYPES.items():
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         for refuse in (lambda: load_classifier(tmp_path), lambda kind=kind: check_architecture(kind)):
             with pytest.raises(UnlearningError) as error:

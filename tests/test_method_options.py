@@ -164,6 +164,11 @@ COMBINATIONS = [  # options of one method that say nothing, or contradict each o
     ("salun", {"subspace_merge": "random"}, "subspace_merge='random'.*or constraint='hard'"),
     ("salun", {"attack_eps": 0.5}, "attack_eps=0.5 would change nothing, as SalUn.*constraint='soft'"),
     ("finetune", {"energy_threshold": 0.5}, "energy_threshold=0.5 would change nothing.*or leave it out"),
+    (
+        "zspag_paper",
+        {"constraint": "none", "subspace_merge": "gram", "energy_threshold": 0.5},
+        "energy_threshold=0.5 would",
+    ),
     ("salun", {"influence_sign": "upweight"}, "influence_sign='upweight' would change nothing.*tilt='influence'"),
     ("salun", {"max_retain_samples": 5}, "max_retain_samples=5 would change nothing.*with_retain=True"),
 ]
@@ -201,9 +206,26 @@ class TestConfig:
         with pytest.raises(UnlearningError, match=message):
             UnlearningTrainer(args=config(tmp_path, num_train_epochs=3), **material)
 
+    def test_an_optimizers_arguments_stay_with_it_and_go_with_another(self, tmp_path):
+        tuned = METHODS["finetune"](optim_args="momentum=0.5")
+        assert tuned.completed(config(tmp_path, optim="sgd"), 5)[1].optim_args == "momentum=0.5"
+        own, args = tuned.completed(config(tmp_path, optim="adamw_torch"), 5)
+        assert own.optim_args is None and args.optim_args is None
+
+    def test_a_schedule_without_its_optimizer_is_refused(self, tmp_path, material):
+        schedule = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([torch.zeros(1)], 0.1))
+        with pytest.raises(UnlearningError, match="ConstantLR comes without its optimizer: give both"):
+            UnlearningTrainer(args=config(tmp_path), method="zspag_paper", optimizers=(None, schedule), **material)
+
+    def test_gkt_takes_no_optimizer(self, tmp_path, material):
+        given = torch.optim.SGD([torch.zeros(1)], 0.1)
+        with pytest.raises(UnlearningError, match="GKT steps by itself and cannot take SGD"):
+            UnlearningTrainer(args=config(tmp_path), method="gkt", optimizers=(given, None), **material)
+
     @pytest.mark.parametrize("name", ["fisher", "ssd", "gkt"])
     def test_options_of_trainers_loop_are_refused_where_there_is_none(self, tmp_path, name):
         given = {"lr_scheduler_type": "linear", "gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "bf16": True}
+        given |= {"warmup_steps": 5, "adam_beta1": 0.8}
         for option, value in given.items():
             with pytest.raises(UnlearningError, match=f"{option}={value!r} means nothing to {METHODS[name].__name__}"):
                 METHODS[name]().check(config(tmp_path, **{option: value}))
@@ -307,9 +329,9 @@ class TestPublished:
             boundary_shrink: {"BOUND": 0.1},
             gkt: {"PSEUDO_BATCHES": 4000, "STUDENT_STEPS": 10, "THRESHOLD": 0.01, "ATTENTION": 250, "CLIP": 5},
             l1_sparse: {"WEIGHT": 5e-4},
-            mixunlearn: {"ALPHA": 0.75, "SHARPNESS": 0.3, "INTERVAL": 4, "MOMENTUM": 0.999},
-            neggrad: {"ALPHA": 0.95},
-            scrub: {"GAMMA": 0.99, "ALPHA": 0.001, "TEMPERATURE": 4, "MAX_EPOCHS": 2},
+            mixunlearn: {"MIX_ALPHA": 0.75, "SHARPNESS": 0.3, "INTERVAL": 4, "MOMENTUM": 0.999},
+            neggrad: {"RETAIN_WEIGHT": 0.95},
+            scrub: {"GAMMA": 0.99, "KL_WEIGHT": 0.001, "TEMPERATURE": 4, "MAX_EPOCHS": 2},
             ssd: {"ALPHA": 10, "LAMBDA": 1},
             unsc: {"IMAGES_PER_CLASS": 100},
         }

@@ -6,7 +6,7 @@ from cases import linear_classifier
 from tiny import images, learned_model, patterns, tiny_model, trainer
 
 from zspag_hf.methods import ssd
-from zspag_hf.methods.ssd import BATCH, batches, dampen, importance
+from zspag_hf.methods.ssd import IMPORTANCE_BATCH, batches, dampen, importance
 from zspag_hf.trainer.stage_cache import StageCache
 
 SSD = {"method": "ssd"}
@@ -61,7 +61,7 @@ class TestBatches:
         for by_class in (True, False):
             found = batches(self.LABELS, by_class, seed=0)
             assert torch.cat(found).sort().values.equal(torch.arange(145))
-            assert max(len(rows) for rows in found) == BATCH
+            assert max(len(rows) for rows in found) == IMPORTANCE_BATCH
 
     def test_of_one_class_each(self):
         found = batches(self.LABELS, True, seed=0)

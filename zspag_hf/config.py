@@ -14,7 +14,10 @@ from .hub.repository import HubOptions
 
 UNSET = -1  # of a number that the method decides, as transformers has it for max_steps
 RECIPE = ("learning_rate", "num_train_epochs", "optim", "optim_args", "weight_decay")  # what a method may decide
-LOOP = ("lr_scheduler_type", "gradient_accumulation_steps", "max_grad_norm", "bf16")  # of Trainer's steps alone
+LOOP = (  # of Trainer's steps alone
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "gradient_accumulation_steps", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16"),
+)
 
 INEXACT = "makes the constraint or the evaluation inexact: leave it off."
 SHARDED = "shards the weights, whose rows the constraint must see whole: leave it out, and launch without FSDP."

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from cases import MODELS, ModelCase
 from tiny_runs import FIXED, case_trainer, leak
 
-from zspag_hf.hub.architectures import REFUSED
+from zspag_hf.hub.architectures import REFUSED_TYPES
 from zspag_hf.pipeline.layers import LAYER_TYPES
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     print("| model type | linear and convolution layers constrained | head | forget loss |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         rows = [row(case, Path(folder) / case.name) for case in MODELS if case.on_hub]
-    rows += [[kind, "", "", f"refused: {why}"] for kind, (why, _) in REFUSED.items()]
+    rows += [[kind, "", "", f"refused: {why}"] for kind, (why, _) in REFUSED_TYPES.items()]
     for cells in sorted(rows):
         print("|", " | ".join(cells), "|")
 

@@ -13,7 +13,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ..config import Option
 
-TITLES = ("model and data", "request", "unlearning", "training", "evaluation", "hub", "running")
+GROUPS = ("model and data", "request", "unlearning", "training", "evaluation", "hub", "running")
 NUMBERS: dict[Any, str] = {int: "N", float: "X"}
 WIDTH = 100
 
@@ -30,7 +30,7 @@ def sections(actions: list[argparse.Action], everything: bool) -> dict[str, list
     inherited = {one.name for one in fields(TrainingArguments)}
     visible = [action for action in actions if action.help is not argparse.SUPPRESS]
     first = {action.dest: action for action in reversed(visible)}  # --no_x has the name of x
-    groups: dict[str, list[argparse.Action]] = {title: [] for title in ("arguments", *TITLES, "options")}
+    groups: dict[str, list[argparse.Action]] = {title: [] for title in ("arguments", *GROUPS, "options")}
     rest = []
     for action in reversed(first.values()):
         group = action.help.group if isinstance(action.help, Option) else None

@@ -109,7 +109,9 @@ class DataArguments:
     )
     level: str = option("quick", "Of the evaluation", group="evaluation", choices=LEVELS)
     retain_in_evaluation: bool = option(
-        False, "Evaluate with the training split's other classes too; training never sees them.", group="evaluation"
+        False,
+        "Evaluate with the training split's other classes too; zero-shot training never sees them.",
+        group="evaluation",
     )
 
     def __post_init__(self):
@@ -295,6 +297,7 @@ def check_settings(
     # a checkpoint is the main run's; stages are kept for every setting
     resumed = str(config.resume_from_checkpoint).lower() == "true"
     own: dict[str, Any] = {"push_to_hub": False, "resume_from_checkpoint": "true" if resumed else None}
+    own |= {"save_strategy": "no", "load_best_model_at_end": False}
     method.check(config)
     for name, setting in settings.items():
         if kind not in setting.method.forgets:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UnlearningError
 
-TRUTHS = {"true": True, "false": False}
+WORDS = {"true": True, "false": False}
 HELP: dict[str, Any] = {
     "prog": "zspag-hf push",
     "usage": "zspag-hf push FOLDER --hub_model_id USER/NAME [options]",
@@ -38,9 +38,9 @@ class PushParser(argparse.ArgumentParser):
 
 def truth(text: str) -> bool:
     """ "true" or "false"."""
-    if text.lower() not in TRUTHS:
+    if text.lower() not in WORDS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return TRUTHS[text.lower()]
+    return WORDS[text.lower()]
 
 
 def main(argv: list[str]) -> None:

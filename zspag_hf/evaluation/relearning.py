@@ -19,7 +19,7 @@ from ..pipeline.classifier import PixelClassifier, to_unit
 
 LEARNING_RATE = 1e-3  # Adam's, as in GKT's relearn time
 STEPS = 20
-BATCH = 32  # forget images a step; as many retained ones beside them in the mixed form
+RELEARN_BATCH = 32  # forget images a step; as many retained ones beside them in the mixed form
 
 Images = tuple[Tensor, Tensor]  # pixels (n, channels, H, W) uint8, and labels (n,)
 
@@ -51,7 +51,7 @@ def relearning_curve(classifier: PixelClassifier, data: RelearnData, steps: int,
         if step:
             batches = []
             for pixels, labels in [data.forget] if data.retain is None else [data.forget, data.retain]:
-                rows = torch.randint(len(pixels), (BATCH,), generator=generator)
+                rows = torch.randint(len(pixels), (RELEARN_BATCH,), generator=generator)
                 batches.append((pixels[rows], labels[rows]))
             pixels, labels = (torch.cat(column) for column in zip(*batches, strict=True))
             with torch.enable_grad():

@@ -3,7 +3,7 @@ other one can; tests/cases.py has a tiny model of each."""
 
 from ..errors import UnlearningError
 
-REFUSED: dict[str, tuple[str, str]] = {  # model type -> why, and the mend
+REFUSED_TYPES: dict[str, tuple[str, str]] = {  # model type -> why, and the mend
     "dinat": (
         "transformers computes its attention by functions that the package natten dropped in version 0.20",
         "Give a Swin or FocalNet fine-tuned on the same data.",
@@ -33,9 +33,9 @@ OTHER_PROBLEMS = ("regression", "multi_label_classification")
 
 
 def check_architecture(model_type: str | None, problem_type: str | None = None) -> None:
-    """Refuse a type in ``REFUSED``, and outputs that are no distribution over classes, from what a config says."""
-    if model_type in REFUSED:
-        why, mend = REFUSED[model_type]
+    """Refuse a type in ``REFUSED_TYPES``, and outputs that are no distribution over classes, by what a config says."""
+    if model_type in REFUSED_TYPES:
+        why, mend = REFUSED_TYPES[model_type]
         raise UnlearningError(f"a model of the type {model_type!r} cannot be unlearned: {why}. {mend}")
     if problem_type in OTHER_PROBLEMS:
         raise UnlearningError(

@@ -50,23 +50,23 @@ def nearest_adversaries(
         Pixels ``(M, channels, H, W)`` in [0, 1] and answers ``(M,)`` of those found, and radii ``(N,)``, infinite where
         none was found within ``DOUBLINGS``.
     """
-    found, radii = to_unit(pixels, "cpu").clone(), torch.full((len(pixels),), torch.inf)
+    adversaries, radii = to_unit(pixels, "cpu").clone(), torch.full((len(pixels),), torch.inf)
     answers = classifier.predict_shared(pixels).argmax(1)
     radii[answers != labels] = 0.0
     for eps in tqdm([FIRST_EPS * 2**i for i in range(DOUBLINGS)], desc="Adversaries", disable=disable_progress):
         attack, pending = LeaveLabel(eps, STEPS, eps / 10), radii.isinf().nonzero().squeeze(1)
         if not len(pending):
             break
-        moved, answered = torch.zeros_like(found[pending]), torch.zeros_like(pending)
+        moved, answered = torch.zeros_like(adversaries[pending]), torch.zeros_like(pending)
         for part in my_batches(len(pending), batch_size):
             result = attack(classifier, pixels[pending[part]], labels[pending[part]])
             moved[part], answered[part] = result.pixels, result.predicted
         moved, answered = summed(moved), summed(answered)
         crossed = answered != labels[pending]
         rows = pending[crossed]
-        found[rows], answers[rows], radii[rows] = moved[crossed], answered[crossed], eps
+        adversaries[rows], answers[rows], radii[rows] = moved[crossed], answered[crossed], eps
     there = radii.isfinite()
-    return found[there], answers[there], radii
+    return adversaries[there], answers[there], radii
 
 
 @dataclass(kw_only=True)
@@ -110,26 +110,26 @@ class AMUN(Confined, OptionalRetained, Trained):
             return dict(zip(names, made, strict=True)), {}
 
         tensors, _ = run.stage("adversaries", make, under="proxies")
-        found, answers, radii = tensors["pixels"], tensors["labels"], tensors["radii"]
+        adversaries, answers, radii = tensors["pixels"], tensors["labels"], tensors["radii"]
         kept = ~torch.isin(answers, gone)  # no share of a target for what earlier requests forgot
-        found, answers = found[kept], answers[kept]
-        if not len(found):
+        adversaries, answers = adversaries[kept], answers[kept]
+        if not len(adversaries):
             raise UnlearningError(
                 f"no forget image has an adversarial example within {FIRST_EPS * 2 ** (DOUBLINGS - 1):.3g}: the model"
                 " gives the same answer everywhere. Give a model whose answers depend on the image."
             )
-        plan = self.mix(run, found, answers)
+        plan = self.mix(run, adversaries, answers)
         reached = radii[radii.isfinite()]
         plan.facts["proxies"] = {
-            "count": len(found),
+            "count": len(adversaries),
             "attack_success_rate": len(reached) / len(radii),
             "mean_radius": float(reached.mean()),
         }
         return plan
 
-    def mix(self, run: Run, found: Tensor, answers: Tensor) -> Plan:
+    def mix(self, run: Run, adversaries: Tensor, answers: Tensor) -> Plan:
         """D_u with its own labels, where it is trained on, D_A with the model's answers, and D_r, where it is given."""
-        parts = [(found, answers)]
+        parts = [(adversaries, answers)]
         if self.own_labels:
             parts.insert(0, (run.forget.pixels, run.forget.labels))
         if run.retained is not None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.training_args import OptimizerNames
 
-from ..config import LOOP, RECIPE, UNSET, UnlearningConfig, check_fields, plain
+from ..config import LOOP, RECIPE, UNSET, UnlearningConfig, check_fields, default_of, plain
 from ..errors import UnlearningError, transformers_errors
 from ..pipeline.classifier import exact_batch_norms, to_unit
 from .plan import Plan
@@ -61,8 +61,10 @@ class Method:
         return asdict(self)
 
     def given(self) -> dict[str, Any]:
-        """The options that are not at their defaults."""
-        return {one.name: v for one in fields(self) if (v := getattr(self, one.name)) != one.default}
+        """The options that are not at their defaults, but for private ones."""
+        told = {one: getattr(one.metadata.get("help"), "private", False) for one in fields(self)}
+        held = {one: getattr(self, one.name) for one, private in told.items() if not private}
+        return {one.name: value for one, value in held.items() if value != default_of(one)}
 
     def published(self, num_labels: int) -> dict[str, Any]:
         """Options that are left at None, by the number of labels; their source stands in the method's docstring."""
@@ -105,7 +107,8 @@ class Method:
         published = {n: v for n, v in self.published(num_labels).items() if getattr(self, n) is None}
         own, args = replace(self, **published), copy.copy(args)
         mine = {one.name for one in fields(self)}
-        if args.optim is not None and args.optim_args is None and "optim_args" in mine:
+        other = plain(args.optim) not in (None, getattr(own, "optim", None))
+        if other and args.optim_args is None and "optim_args" in mine:
             setattr(own, "optim_args", None)  # noqa: B010  of another optimizer; not every method has one
         for name in RECIPE:
             asked = getattr(args, name)

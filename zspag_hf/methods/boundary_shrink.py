@@ -96,8 +96,8 @@ class BoundaryShrink(Confined, Trained):
         classifier, forget = run.classifier, run.forget
 
         def make():
-            found, crossed = nearest_wrong_labels(classifier, forget.pixels, forget.labels, run.forget_ids, run.quiet)
-            return {"labels": found}, {"attack_success_rate": float(crossed.float().mean())}
+            nearest, crossed = nearest_wrong_labels(classifier, forget.pixels, forget.labels, run.forget_ids, run.quiet)
+            return {"labels": nearest}, {"attack_success_rate": float(crossed.float().mean())}
 
         tensors, facts = run.stage("nearest_labels", make, under="pseudo_labels")
         plan = Plan(forget.pixels, F.one_hot(tensors["labels"], classifier.num_labels).float(), None)

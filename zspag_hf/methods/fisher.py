@@ -63,8 +63,8 @@ def fisher_diagonal(
     total = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for rows in tqdm(my_batches(len(pixels), batch_size), desc="Fisher information", disable=disable_progress):
         with math_attention():  # vmap knows no other kernel's derivative
-            found = vmap(of_image, (None, 0))(weights, to_unit(pixels[rows], classifier.device))
-        for name, part in found.items():
+            squares = vmap(of_image, (None, 0))(weights, to_unit(pixels[rows], classifier.device))
+        for name, part in squares.items():
             total[name] += part.sum(0) / len(pixels)
     return {name.removeprefix("model."): summed(part).cpu() for name, part in total.items()}
 
@@ -78,7 +78,7 @@ def variances(
     Args:
         fisher: parameter name -> its diagonal Fisher information. head: a name among ``layers``.
     """
-    found = {}
+    spread = {}
     for name, information in fisher.items():
         in_head = name in (f"{head}.weight", f"{head}.bias")
         variance = alpha * (1 / (information + NUGGET)).clamp(max=MOST_OF_HEAD if in_head else MOST)
@@ -88,8 +88,8 @@ def variances(
             variance = variance.mean(inputs, keepdim=True).expand_as(variance).clone()
         if in_head:
             class_rows(layers[head], variance)[class_ids] = FORGOTTEN_VARIANCE
-        found[name] = variance * (RAISED if in_head or variance.dim() == 1 else 1.0)
-    return found
+        spread[name] = variance * (RAISED if in_head or variance.dim() == 1 else 1.0)
+    return spread
 
 
 def class_rows(head: Layer, tensor: Tensor) -> Tensor:

@@ -57,18 +57,18 @@ def attention_map(activation: Tensor) -> Tensor:
 def student_loss(student: Tensor, teacher: Tensor, of_student: list[Tensor], of_teacher: list[Tensor]) -> Tensor:
     """Divergence of the logits plus beta times the mean squared difference of each pair of attention maps."""
     pairs = zip(of_student, of_teacher, strict=True)
-    apart = sum((attention_map(a) - attention_map(b)).square().mean() for a, b in pairs)
-    return divergence(student, teacher) + ATTENTION * apart
+    gaps = sum((attention_map(a) - attention_map(b)).square().mean() for a, b in pairs)
+    return divergence(student, teacher) + ATTENTION * gaps
 
 
 @contextlib.contextmanager
 def convolution_outputs(model: nn.Module):
     """Collect what every convolution of a plain module gives."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    handles = [layer.register_forward_hook(lambda _m, _x, output: found.append(output)) for layer in layers]
+    handles = [layer.register_forward_hook(lambda _m, _x, output: outputs.append(output)) for layer in layers]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -78,8 +78,8 @@ def watched(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, list[Tensor
     """Logits and the activations that attention maps are made of: the hidden states of a model of transformers', the
     outputs of a plain module's convolutions."""
     if isinstance(model, ModuleClassifier):
-        with convolution_outputs(model) as found:
-            return model(pixel_values=pixel_values).logits, found
+        with convolution_outputs(model) as outputs:
+            return model(pixel_values=pixel_values).logits, outputs
     output = model(pixel_values=pixel_values, output_hidden_states=True)
     return output.logits, list(output.hidden_states)
 

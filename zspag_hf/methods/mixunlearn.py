@@ -23,7 +23,7 @@ from .options import Confined, Retained, Trained
 from .plan import Plan
 from .run import Run
 
-ALPHA = 0.75  # of Beta(alpha, alpha), which the forget image's share in a mixture is drawn from
+MIX_ALPHA = 0.75  # of Beta(alpha, alpha), which the forget image's share in a mixture is drawn from
 SHARPNESS = 0.3  # T of Sharpen(p) = p^(1/T) / sum
 TAU_MIX, TAU_REAL, TAU_GEN = 4.0, 4.0, 4.0  # ours: the paper's appendix, which has them, could not be read
 OMEGA = 1.0  # of L_real; likewise
@@ -138,7 +138,7 @@ class Draws:
     def __init__(self, run: Run, count: int, within: int = 0):
         args = run.args
         rng = np.random.default_rng([args.seed, run.state.global_step, within])
-        self.share, self.generator_share = rng.beta(ALPHA, ALPHA, 2).tolist()
+        self.share, self.generator_share = rng.beta(MIX_ALPHA, MIX_ALPHA, 2).tolist()
         self.rows = torch.from_numpy(rng.integers(count, size=args.per_device_train_batch_size * args.world_size))
 
 
@@ -209,14 +209,14 @@ class Generator(TrainerCallback):
         """On resuming, what belongs to the checkpoint."""
         if not state.global_step:
             return
-        found = self.cache.load(kept_name(state.global_step))
-        if found is None:
+        kept = self.cache.load(kept_name(state.global_step))
+        if kept is None:
             raise UnlearningError(
                 f"the checkpoint of step {state.global_step} cannot be gone on from: what belongs to it and was kept in"
                 f" {str(self.cache.folder)!r} is gone or damaged. Leave resume_from_checkpoint out to begin anew."
             )
         for name, tensor in self.tensors().items():
-            tensor.copy_(found[0][name])
+            tensor.copy_(kept[0][name])
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint does not hold, by name."""

@@ -17,7 +17,7 @@ from .options import Confined, OptionalRetained, Trained
 from .plan import Plan
 from .run import Run
 
-ALPHA = 0.95  # share of the retained images in the loss of NegGrad+
+RETAIN_WEIGHT = 0.95  # share of the retained images in the loss of NegGrad+
 
 
 @dataclass(kw_only=True)
@@ -65,8 +65,8 @@ class NegGrad(Confined, OptionalRetained, Trained):
             return -self.bounded(run, model, inputs["pixels"], inputs["targets"], inputs["weights"])
         if "proxy_pixels" in inputs:
             pixels, targets = (inputs[name] for name in PAIRED)
-            return (ALPHA - 1) * self.bounded(run, model, pixels, targets, inputs["weights"])
-        return ALPHA * super().compute_loss(run, model, inputs)
+            return (RETAIN_WEIGHT - 1) * self.bounded(run, model, pixels, targets, inputs["weights"])
+        return RETAIN_WEIGHT * super().compute_loss(run, model, inputs)
 
     def bounded(self, run: Run, model: torch.nn.Module, pixels: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Weighted cross-entropy, of each image at most log C."""

@@ -66,6 +66,14 @@ class Proxies(Method):
         return ATTACKS[self.attack](**{name: value for name, value in given.items() if value is not None})
 
 
+def nothing(method: Method, name: str, value: Any) -> str:
+    """Why an option of the constraint is refused where there is none."""
+    return (
+        f"{name}={value!r} would change nothing, as {type(method).__name__} has no constraint here: give"
+        " constraint='soft' or 'hard', or leave it out."
+    )
+
+
 @dataclass(kw_only=True)
 class Constrained(Method):
     """Steps confined to what some images do not use (eq. 3 to 5), or damped by how much they use it."""
@@ -92,6 +100,8 @@ class Constrained(Method):
                 f"subspace_merge={self.subspace_merge!r} yields bases, and constraint={self.constraint!r} is made of"
                 " none: give subspace_merge='gram', or constraint='hard'."
             )
+        if self.constraint == "none" and self.energy_threshold is not None:
+            raise UnlearningError(nothing(self, "energy_threshold", self.energy_threshold))
 
     def completed(self, args: UnlearningConfig, num_labels: int) -> tuple[Self, UnlearningConfig]:
         """And the energy threshold, where anything is confined."""
@@ -114,14 +124,8 @@ class Confined(Constrained, Proxies):
         super().__post_init__()
         names = {one.name for one in fields(Proxies)}
         given = {name: value for name, value in self.given().items() if name in names}
-        if self.constraint == "none" and self.energy_threshold is not None:
-            given["energy_threshold"] = self.energy_threshold
-        for name, value in given.items():
-            if name == "energy_threshold" or not self.makes_proxies:
-                raise UnlearningError(
-                    f"{name}={value!r} would change nothing, as {type(self).__name__} has no constraint"
-                    " here: give constraint='soft' or 'hard', or leave it out."
-                )
+        if given and not self.makes_proxies:
+            raise UnlearningError(nothing(self, *next(iter(given.items()))))
 
     @property
     def makes_proxies(self) -> bool:

@@ -15,7 +15,7 @@ from .options import Confined, Retained, Trained
 from .plan import Plan
 from .run import Run
 
-GAMMA, ALPHA = 0.99, 0.001  # of cross-entropy and of divergence on retained images
+GAMMA, KL_WEIGHT = 0.99, 0.001  # of cross-entropy and of divergence on retained images
 TEMPERATURE = 4.0
 MAX_EPOCHS = 2  # the first ones, in which the divergence on forget images is raised
 FORGET, RETAIN = 0, 1  # blocks
@@ -88,13 +88,13 @@ class SCRUB(Confined, Retained, Trained):
     def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Max or min step, by whose images the batch holds."""
         logits, (labels, teacher) = self.logits(run, model, inputs["pixels"]), inputs["targets"].chunk(2, 1)
-        apart = F.kl_div((logits / TEMPERATURE).log_softmax(1), teacher, reduction="none").sum(1) * TEMPERATURE**2
+        away = F.kl_div((logits / TEMPERATURE).log_softmax(1), teacher, reduction="none").sum(1) * TEMPERATURE**2
         if inputs["blocks"][0] == RETAIN:
             self.idle.working = True
-            loss = GAMMA * F.cross_entropy(logits, labels, reduction="none") + ALPHA * apart
+            loss = GAMMA * F.cross_entropy(logits, labels, reduction="none") + KL_WEIGHT * away
         elif int(run.state.epoch or 0) < MAX_EPOCHS:
             self.idle.working = True
-            loss = -apart
+            loss = -away
         else:
-            loss = 0.0 * apart
+            loss = 0.0 * away
         return (inputs["weights"] * loss).sum()

@@ -19,16 +19,16 @@ from .run import Run
 from .stages import gather_proxies, proxy_facts
 
 ALPHA, LAMBDA = 10.0, 1.0  # the paper's for ResNet-18, and for ViT where single images are forgotten
-BATCH = 64  # images that a gradient is averaged over before it is squared: the published code's default
+IMPORTANCE_BATCH = 64  # images that a gradient is averaged over before it is squared: the published code's default
 
 
 def batches(labels: Tensor, by_class: bool, seed: int) -> list[Tensor]:
-    """Rows of batches of ``BATCH`` images at most: of one class each, or of a random order."""
+    """Rows of batches of ``IMPORTANCE_BATCH`` images at most: of one class each, or of a random order."""
     if by_class:
         parts = [(labels == k).nonzero().squeeze(1) for k in labels.unique()]
     else:
         parts = [torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
-    return [rows for part in parts for rows in part.split(BATCH)]
+    return [rows for part in parts for rows in part.split(IMPORTANCE_BATCH)]
 
 
 def importance(

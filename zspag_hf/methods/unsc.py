@@ -56,6 +56,14 @@ class UNSC(Constrained, Targets, Retained, Trained):
         """By whether there are 20 labels or fewer."""
         return {"num_train_epochs": 25 if num_labels <= 20 else 20}
 
+    def described(self) -> list[str]:
+        """And how steps were taken, where not in the null space."""
+        other = {
+            "soft": "Here they were damped by how much these images use a direction.",
+            "none": "Here none was confined.",
+        }
+        return [*super().described(), *([other[self.constraint]] if self.constraint in other else [])]
+
     def prepare(self, run: Run) -> Plan:
         """Runner-up labels, in the null space of retained images."""
         images = drawn_per_class(run.kept, IMAGES_PER_CLASS, run.seed)

@@ -15,7 +15,7 @@ COLUMNS, GLUE = 100, "\0"  # of the command, in characters; a space that is no p
 
 
 def command(report: UnlearningReport) -> str:
-    """The command that repeats the run, with every option that was given, folded to COLUMNS; none holds a folder, a
+    """The command that repeats the run, with the options that were given, folded to COLUMNS; none holds a folder, a
     token, where it was published, or which images were forgotten."""
     on_hub, request = report.base_revision is not None, report.request or {}
     parts = [["zspag-hf", "unlearn"], ["--model_name_or_path", report.base_model if on_hub else "BASE"]]

@@ -64,10 +64,12 @@ def check_combination(
             " callback out."
         )
     given = [type(one).__name__ for one in optimizers or () if one is not None]
-    if given and (isinstance(method, ZSPAG) or not method.trains):
+    if given and (isinstance(method, ZSPAG) or not method.loops):
         raise UnlearningError(
             f"{name} steps by itself and cannot take {' and '.join(given)}: give method='zspag_paper' with optimizers."
         )
+    if given and optimizers[0] is None:
+        raise UnlearningError(f"{given[0]} comes without its optimizer: give both in optimizers=, or neither.")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, layers: Mapping[str, Layer]) -> None:

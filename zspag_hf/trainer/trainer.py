@@ -54,8 +54,7 @@ class UnlearningTrainer(SavingTrainer):
             such data sets by name, the report being on the first.
         method: a name in :data:`zspag_hf.METHODS`, ``package.module:Class``, or an instance with options of its own.
         retain_dataset: labelled training images of retained classes, for methods that read them; others never touch it.
-        processing_class: an image processor, in place of the model's own.
-        label_mapping: data set label name -> model label or id, where the names differ.
+        processing_class: in place of the model's own. label_mapping: data set label name -> model label or id.
         compute_metrics, callbacks, optimizers: as in ``Trainer``.
 
     Raises:
@@ -145,6 +144,7 @@ class UnlearningTrainer(SavingTrainer):
             refusals.check_unused(self.optimizer)
         if resume:  # a run that was cut off may be gone on with in the same object
             copy_weights(self.original, self.model)
+            setattr(self.model.config, LEDGER, list(self.request.history))
         self.method = copy.copy(self.completed_method)
         self.run = replace(self.run, args=self.args, plan=None, timings={})
         freeze_unconstrained(self.model, set(self.run.layers))

@@ -4,7 +4,7 @@ import numpy as np
 
 from zspag_hf.metrics.rows import FORGET, TABLE, VECTOR, Metric, margin, pick
 
-FEW = 8  # below so many models a variance an image is noise
+FEW_MODELS = 8  # below so many models a variance an image is noise
 LEAST_DEVIATION = 0.1  # nats: one model alone has none
 
 
@@ -38,5 +38,5 @@ def deviation(margins: np.ndarray) -> float:
 
 def log_density(phi: np.ndarray, margins: np.ndarray, pooled: float) -> np.ndarray:
     """Log of a Gaussian density an image ``(N,)``, up to the constant."""
-    sd = margins.std(1, ddof=1) + 1e-3 if margins.shape[1] >= FEW else np.full(len(phi), pooled)
+    sd = margins.std(1, ddof=1) + 1e-3 if margins.shape[1] >= FEW_MODELS else np.full(len(phi), pooled)
     return -((phi - margins.mean(1)) ** 2) / (2 * sd**2) - np.log(sd)
