@@ -99,7 +99,10 @@ PARTS: dict[str, dict[str, dict[str, Method]]] = {
     "merge": {LITERAL: {name: literal(subspace_merge=name) for name in MERGES}},
     "constraint": {
         DEFAULT: {"hard": UNSTEERED, "none": replace(UNSTEERED, constraint="none")},
-        LITERAL: {name: literal(constraint=name, subspace_merge="gram") for name in ("soft", "none")},
+        LITERAL: {
+            "soft": literal(constraint="soft", subspace_merge="gram"),
+            "none": literal(constraint="none", subspace_merge="gram", energy_threshold=None),
+        },
     },
     "pseudo-label": {
         DEFAULT: {
