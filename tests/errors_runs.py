@@ -225,6 +225,15 @@ ARGUMENTS = [
         "Fisher",
         "method='zspag_paper'",
     ),
+    Case(
+        "a schedule without its optimizer",
+        run(
+            method="random_labels",
+            optimizers=(None, torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], 0.1), 1)),
+        ),
+        "StepLR comes without its optimizer",
+        "give both in optimizers=",
+    ),
     Case("another model's optimizer", of_another_model, "SGD", "model.parameters()"),
     Case(
         "clipping past the constraint",
