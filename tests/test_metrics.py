@@ -13,20 +13,33 @@ from scipy.stats import norm
 from zspag_hf.metrics import CLOSEST, HIGHER, LOWER, METRICS, MODULES, NEEDS, TABLE_METRICS, compute, metric_path
 from zspag_hf.metrics.relearning.relearning import steps_to
 
-SIZES = {"forget": 40, "retain": 60, "test_forgotten": 110, "test_retained": 90, "views": 15}
+SIZES = {"forget": 60, "retain": 60, "test_forgotten": 110, "test_retained": 90, "views": 15, "neighbours": 20}
 GONE = 3  # the forgotten one of four classes
 SVM = {"mia_confidence", "mia_modified_entropy", "mia_entropy"}
+RECOVERY = {"recovery_1", "recovery_5", "recovery_50"}
 LOSS = {"mia_loss_auc", "mia_loss_tpr_at_1fpr", "mia_loss_cv"}
 DISTANCES = ("kl", "kl_reverse", "js", "fade", "tv", "agreement")
 # The images that a score is about; without them there is no number.
 EMPTIED = {
-    "forget": {"ua", "rmia_auc", "u_lira"} | SVM | LOSS,
+    "forget": {"ua", "rmia_auc", "u_lira", "dispersion"} | SVM | LOSS | RECOVERY,
     "retain": {"ra"} | SVM,
     "test_forgotten": {"acc_ut", "acc_ut_micro", "mia_nn", "probe_auc"} | LOSS | {f"{d}_ut" for d in DISTANCES},
-    "test_retained": {"acc_rt", "acc_rt_micro", "ta", "mia_nn", "probe_auc"} | SVM | {f"{d}_rt" for d in DISTANCES},
+    "test_retained": {"acc_rt", "acc_rt_micro", "ta", "mia_nn", "probe_auc"}
+    | SVM
+    | RECOVERY
+    | {f"{d}_rt" for d in DISTANCES},
     "views": {"acc_views"},
+    "neighbours": {"over_unlearning"},
 }
-LARGEST = {"js": np.log(2), "kl": 50, "kl_reverse": 50, "fade": 50, "relearn_steps": 21, "ain": 21}
+LARGEST = {
+    "js": np.log(2),
+    "over_unlearning": np.log(2),
+    "kl": 50,
+    "kl_reverse": 50,
+    "fade": 50,
+    "relearn_steps": 21,
+    "ain": 21,
+}
 
 
 def random_columns(seed=0, sizes=SIZES):
@@ -39,7 +52,8 @@ def random_columns(seed=0, sizes=SIZES):
     table = {"predictions": predictions, "references": labels, "splits": splits}
     margins = rng.normal(0, 3, (len(splits), 4))
     curves, maps, scores = rng.uniform(size=(2, 21)), rng.uniform(size=(2, 9, 16)), rng.uniform(size=(2, 4))
-    populations = rng.normal(size=(2, 10, 16))
+    populations, features = rng.normal(size=(2, 10, 16)), rng.normal(1, 1, (len(splits), 6))
+    masked = np.where(np.arange(4) == GONE, -np.inf, predictions)
     return {
         "unlearning_accuracy": table,
         "membership_svm": table,
@@ -48,7 +62,10 @@ def random_columns(seed=0, sizes=SIZES):
         "u_lira": table | {"in_margins": margins[:, :1], "out_margins": margins[:, 1:]},
         "mia_nn": table | {"retrained": retrained},
         "divergence": table | {"retrained": retrained},
-        "linear_probe": {"features": rng.normal(size=(len(splits), 6)), "splits": splits},
+        "prototype_recovery": table | {"features": features},
+        "dispersion": {"features": features, "references": labels, "splits": splits},
+        "over_unlearning": {"predictions": predictions, "masked": masked, "splits": splits},
+        "linear_probe": {"features": features, "splits": splits},
         "relearning": {"predictions": curves[0], "references": curves[1], "original": 0.9},
         "heatmap_similarity": {"predictions": maps[0], "references": maps[1]},
         "gap_to_retrained": {"predictions": scores[0], "references": scores[1]},
@@ -170,9 +187,9 @@ def test_a_masked_model_has_finite_scores_everywhere(side):
 def test_the_dtype_of_a_column_changes_no_score(scores):
     for logits, labels in ((np.float16, np.int32), (np.float32, np.int64), (np.float64, np.int32)):
         for name, row in over_images(random_columns()).items():
-            if "references" in row:
-                types = {"predictions": logits, "references": labels}
-                cast = row | {column: row[column].astype(dtype) for column, dtype in types.items()}
+            types = {"predictions": logits, "masked": logits, "references": labels}
+            if cast := {column: row[column].astype(dtype) for column, dtype in types.items() if column in row}:
+                cast = row | cast
                 assert compute(name, **cast) == scores[name], (name, logits, labels)
 
 

@@ -36,6 +36,7 @@ class Score:
 ACC, SVM, LOSS, DIV = "unlearning_accuracy", "membership_svm", "membership_loss", "divergence"
 SALUN, PAPER, GKT = "SalUn, arXiv 2310.12508", "ZS-PAG, arXiv 2507.21738, 4.1", "GKT, arXiv 2201.05629"
 GOLATKAR, FADE = "Golatkar et al., arXiv 1911.04933", "arXiv 2510.12981, adapted"
+RECOVERY, SPOTTER = "prototype_recovery", "arXiv 2506.01318"
 ZRF, TRW = "ZRF, arXiv 2205.08096, to a retrained model", "TRW, arXiv 2506.20893"
 NATS = "nats, log-probabilities cut at -50"
 
@@ -47,6 +48,8 @@ NEEDS = {
     "full": "computed with level='full' only",
     "views": "needs forget_views",
     "watched": "needs test images of the forgotten classes, or forget_views",
+    "five": "needs 5 forget images of every forgotten class",
+    "fifty": "needs 50 forget images of every forgotten class",
     "head": "the model has no linear head with one output a label",
     "models": "needs many unlearned and retrained models: use the metric by itself",
     "backdoor": "needs a triggered test set: use zspag_hf.metrics.backdoor",
@@ -83,6 +86,11 @@ METRICS: dict[str, Score] = {
     "fade_rt": Score(DIV, "mean of both KL on retained-class test images, nats", LOWER, FADE, ("retrained",), False, False),
     "tv_rt": Score(DIV, "total variation on retained-class test images", LOWER, TRW, ("retrained",), False, False),
     "agreement_rt": Score(DIV, "equal top-1 answers on retained-class test images", HIGHER, "completeness, Cao and Yang 2015", ("retrained",), False, False),
+    "recovery_1": Score(RECOVERY, "accuracy on forgotten classes (on unseen views, without such test images) that one forget image a class, put into the head, brings back at a loss of 1 % of retained answers", CLOSEST, SPOTTER, ("watched", "head")),
+    "recovery_5": Score(RECOVERY, "the same with the mean feature of 5 forget images a class", CLOSEST, SPOTTER, ("watched", "head", "five")),
+    "recovery_50": Score(RECOVERY, "the same with the mean feature of 50 forget images a class", CLOSEST, SPOTTER, ("watched", "head", "fifty")),
+    "dispersion": Score("dispersion", "mean cosine between penultimate features of two forget images of one class", CLOSEST, SPOTTER, ("head",)),
+    "over_unlearning": Score("over_unlearning", "Jensen-Shannon divergence from the masked original on PGD neighbours of forget images, nats; 0: nothing changed there", CLOSEST, f"OU@eps, {SPOTTER}", (), False, False),
     "probe_auc": Score("linear_probe", "ROC area of a linear probe for the forgotten class on penultimate features", CLOSEST, "this library", ("forgotten", "head"), caveat="caught the original in 0 of 6 calibration runs: retrained models separate the unseen class too (.96 to .99 against 1.00)"),
     "relearn": Score("relearning", "mean acc_ut (of unseen views, without such test images) over 20 steps of fine-tuning on forget images", CLOSEST, GKT, ("watched",)),
     "relearn_steps": Score("relearning", "steps of it until 95 % of the original's acc_ut; 21: never", CLOSEST, GKT, ("watched",)),

@@ -24,6 +24,7 @@ RETAIN = "retain"  # training images of retained classes
 TEST_FORGOTTEN = "test_forgotten"  # held-out images of forgotten classes
 TEST_RETAINED = "test_retained"  # held-out images of retained classes
 VIEWS = "views"  # random crops of the forget images that nothing was trained on
+NEIGHBOURS = "neighbours"  # forget images moved a little, see over_unlearning; no images that anybody gave
 SPLITS = (FORGET, RETAIN, TEST_FORGOTTEN, TEST_RETAINED, VIEWS)
 LOG_FLOOR = -50.0  # least log-probability, in nats: keeps a masked class comparable
 
@@ -50,6 +51,13 @@ class Metric(evaluate.Metric, ABC):  # abstract, so that ``evaluate.load`` passe
 def log_probs(logits: ArrayLike) -> np.ndarray:
     """Log-probabilities ``(N, C)`` in float64, none below ``LOG_FLOOR``."""
     return np.maximum(log_softmax(np.asarray(logits, np.float64), axis=1), LOG_FLOOR)
+
+
+def jensen_shannon(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence of each row in nats, ``(N,)``, at most ln 2, from log-probabilities ``(N, C)``."""
+    p, q = np.exp(log_p), np.exp(log_q)
+    log_middle = np.log((p + q) / 2)
+    return 0.5 * ((p * (log_p - log_middle)).sum(1) + (q * (log_q - log_middle)).sum(1))
 
 
 def true_log_probs(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
@@ -85,6 +93,12 @@ def margin(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     log_p[own] = -np.inf
     rest = np.maximum(np.logaddexp.reduce(log_p, axis=1), LOG_FLOOR)
     return np.clip(true - rest, LOG_FLOOR, -LOG_FLOOR)
+
+
+def unit(rows: ArrayLike) -> np.ndarray:
+    """Rows ``(N, D)`` at length 1, in float64; those of no length stay."""
+    long = np.asarray(rows, np.float64)
+    return long / np.maximum(np.linalg.norm(long, axis=1, keepdims=True), 1e-12)
 
 
 def pick(splits: Sequence[str], *wanted: str) -> np.ndarray:

@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from zspag_hf.metrics.rows import TABLE, TEST_FORGOTTEN, TEST_RETAINED, VECTOR, Metric, log_probs, mean, pick
+from zspag_hf.metrics.rows import (
+    TABLE,
+    TEST_FORGOTTEN,
+    TEST_RETAINED,
+    VECTOR,
+    Metric,
+    jensen_shannon,
+    log_probs,
+    mean,
+    pick,
+)
 
 
 class Divergence(Metric):
@@ -20,12 +30,11 @@ class Divergence(Metric):
     def _compute(self, predictions, references, splits, retrained, **_):
         log_u, log_r = log_probs(predictions), log_probs(retrained)
         u, r = np.exp(log_u), np.exp(log_r)
-        log_middle = np.log((u + r) / 2)
         kl, kl_reverse = (r * (log_r - log_u)).sum(1), (u * (log_u - log_r)).sum(1)
         rows = {
             "kl": kl,
             "kl_reverse": kl_reverse,
-            "js": 0.5 * ((u * (log_u - log_middle)).sum(1) + (r * (log_r - log_middle)).sum(1)),
+            "js": jensen_shannon(log_u, log_r),
             "fade": (kl + kl_reverse) / 2,
             "tv": 0.5 * np.abs(u - r).sum(1),
             "agreement": u.argmax(1) == r.argmax(1),
