@@ -118,6 +118,6 @@ def metric_path(name: str) -> str:
 
 
 def compute(name: str, **columns: Any) -> dict[str, Any]:
-    """All scores of one module, a name of MODULES, by ``evaluate``'s own ``compute``."""
+    """All scores of one module, a name of MODULES, as its ``evaluate.Metric``'s ``compute`` gives them."""
     metric = import_main_class(f"{__name__}.{name}.{name}")  # with scikit-learn, which tables and pages need not load
-    return metric(keep_in_memory=True).compute(**columns)
+    return metric.of_arrays(**columns)
