@@ -20,7 +20,7 @@ from ..errors import UnlearningError, check_choice, check_range
 from ..hub.models import resolve_model, source_of
 from ..hub.repository import HubOptions
 from ..metrics import METRICS, compute
-from ..metrics.rows import FORGET, RETAIN, TEST_FORGOTTEN, TEST_RETAINED, VIEWS
+from ..metrics.rows import FORGET, NEIGHBOURS, RETAIN, SPLITS, TEST_FORGOTTEN, TEST_RETAINED, VIEWS
 from ..parallel.processes import each_shared
 from ..pipeline.classifier import PixelClassifier, to_unit
 from ..pipeline.layers import constrained_layers, head_name
@@ -28,6 +28,7 @@ from ..report.report import MODELS, UnlearningReport
 from .accepted import check_outputs, check_same_labels, check_trainable
 from .floors import PAIRWISE, floor, least_tolerances, verdict
 from .heatmaps import heatmap_layer, heatmaps
+from .neighbours import neighbours
 from .relearning import Images, RelearnData, relearn_all
 from .scores import Row, averaged, gap_scores, membership_roc, table_scores, with_reasons
 from .table import TEST, PixelDataset, Table, gather_table
@@ -47,6 +48,7 @@ class Level(NamedTuple):
 
 LEVELS = {"quick": Level(2000, 1, False, 0), "full": Level(5000, 3, True, 64)}
 RELEARN_IMAGES, WATCHED_IMAGES = 500, 200  # to fine-tune on, and to watch, of each kind
+NEIGHBOUR_IMAGES = 200  # forget images beside which a change is looked for
 GEOMETRY = (  # what a processor does to an image before it is normalised
     *("do_resize", "size", "resample", "size_divisor", "do_thumbnail", "do_align_long_axis", "do_flip_channel_order"),
     *("do_center_crop", "crop_size", "crop_pct", "do_pad", "pad_size"),
@@ -156,15 +158,17 @@ class Comparison:
             if name not in ("original", "retrained")
         }
         report.rocs = {name: membership_roc(table, name) for name in names}
-        report.images = {str(split): int((table.splits == split).sum()) for split in np.unique(table.splits)}
+        report.images = {split: count for split in sorted(SPLITS) if (count := len(table.rows(split)))}
         report.level, report.retrained_models = self.level, len(seeds)
         report.models = {name: rows.get(name) for name in (*MODELS[:2], *self.beside, *MODELS[2:])}
         return table
 
     def gather(self) -> Table:
         """The table of every model, and of the masked one where there is something to mask: the original's columns with
-        the forgotten logits at -inf; the features are the same."""
-        given = {TEST: self.test, FORGET: self.forget, RETAIN: self.kept, VIEWS: self.views}
+        the forgotten logits at -inf; the features are the same. Beside what was given it holds neighbours of forget
+        images, made on the original."""
+        beside = neighbours(self.original, PixelDataset(*self.some(self.forget, NEIGHBOUR_IMAGES)))
+        given = {TEST: self.test, FORGET: self.forget, RETAIN: self.kept, VIEWS: self.views, NEIGHBOURS: beside}
         parts = {name: part for name, part in given.items() if part is not None and len(part)}
         table = gather_table(self.models, parts, self.forget_ids, self.accelerator, self.heads, self.quiet)
         if self.forget_ids:
@@ -179,6 +183,8 @@ class Comparison:
         splits = {"retain": [RETAIN], "forgotten": [TEST_FORGOTTEN], "views": [VIEWS]}
         splits["watched"] = [TEST_FORGOTTEN, VIEWS]
         held = {name: len(table.rows(*parts)) > 0 for name, parts in splits.items()}
+        fewest = min(np.unique(table.references[table.rows(FORGET)], return_counts=True)[1], default=0)
+        held |= {"five": fewest >= 5, "fifty": fewest >= 50}
         held |= {"retrained": bool(self.retrained), "head": self.heads["original"] is not None}
         return {name for name, there in held.items() if there} | {self.level}
 

@@ -9,7 +9,17 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_curve
 
 from ..metrics import METRICS, NEEDS, compute
-from ..metrics.rows import FORGET, RETAIN, SPLITS, TEST_FORGOTTEN, TEST_RETAINED, margin, true_log_probs
+from ..metrics.rows import (
+    FORGET,
+    NEIGHBOURS,
+    RETAIN,
+    SPLITS,
+    TEST_FORGOTTEN,
+    TEST_RETAINED,
+    VIEWS,
+    margin,
+    true_log_probs,
+)
 from .table import Table
 
 Row = dict[str, Any]  # score -> value, and per_class -> accuracies
@@ -38,9 +48,13 @@ def table_scores(table: Table, name: str, references: Sequence[str], original: s
         scores = compute("unlearning_accuracy", **columns(*SPLITS))
         scores |= compute("membership_svm", **columns(FORGET, RETAIN, TEST_RETAINED))
         scores |= compute("membership_loss", **columns(FORGET, TEST_FORGOTTEN))
+        masked = table.logits.get("masked", table.logits[original])  # of images at random nothing is masked
+        scores |= compute("over_unlearning", **columns(NEIGHBOURS, masked=masked))
         if name in table.features:
-            rows = table.rows(*TESTS)
-            scores |= compute("linear_probe", features=table.features[name][rows], splits=table.splits[rows])
+            features = table.features[name]
+            scores |= compute("prototype_recovery", **columns(FORGET, *TESTS, VIEWS, features=features))
+            scores |= compute("dispersion", **columns(FORGET, features=features))
+            scores |= compute("linear_probe", **columns(*TESTS, features=features))
         if references:
             retrained = [table.logits[reference] for reference in references]
             for metric in ("divergence", "mia_nn"):

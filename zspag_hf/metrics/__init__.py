@@ -37,6 +37,7 @@ ACC, SVM, LOSS, DIV = "unlearning_accuracy", "membership_svm", "membership_loss"
 SALUN, PAPER, GKT = "SalUn, arXiv 2310.12508", "ZS-PAG, arXiv 2507.21738, 4.1", "GKT, arXiv 2201.05629"
 GOLATKAR, FADE = "Golatkar et al., arXiv 1911.04933", "arXiv 2510.12981, adapted"
 RECOVERY, SPOTTER = "prototype_recovery", "arXiv 2506.01318"
+BACK = "acc_ut (of unseen views, without such test images) with the mean feature of {} a class in the head, at 1 % of acc_rt"
 ZRF, TRW = "ZRF, arXiv 2205.08096, to a retrained model", "TRW, arXiv 2506.20893"
 NATS = "nats, log-probabilities cut at -50"
 
@@ -86,9 +87,9 @@ METRICS: dict[str, Score] = {
     "fade_rt": Score(DIV, "mean of both KL on retained-class test images, nats", LOWER, FADE, ("retrained",), False, False),
     "tv_rt": Score(DIV, "total variation on retained-class test images", LOWER, TRW, ("retrained",), False, False),
     "agreement_rt": Score(DIV, "equal top-1 answers on retained-class test images", HIGHER, "completeness, Cao and Yang 2015", ("retrained",), False, False),
-    "recovery_1": Score(RECOVERY, "accuracy on forgotten classes (on unseen views, without such test images) that one forget image a class, put into the head, brings back at a loss of 1 % of retained answers", CLOSEST, SPOTTER, ("watched", "head")),
-    "recovery_5": Score(RECOVERY, "the same with the mean feature of 5 forget images a class", CLOSEST, SPOTTER, ("watched", "head", "five")),
-    "recovery_50": Score(RECOVERY, "the same with the mean feature of 50 forget images a class", CLOSEST, SPOTTER, ("watched", "head", "fifty")),
+    "recovery_1": Score(RECOVERY, BACK.format("1 forget image"), CLOSEST, SPOTTER, ("watched", "head")),
+    "recovery_5": Score(RECOVERY, BACK.format("5 forget images"), CLOSEST, SPOTTER, ("watched", "head", "five")),
+    "recovery_50": Score(RECOVERY, BACK.format("50 forget images"), CLOSEST, SPOTTER, ("watched", "head", "fifty")),
     "dispersion": Score("dispersion", "mean cosine between penultimate features of two forget images of one class", CLOSEST, SPOTTER, ("head",)),
     "over_unlearning": Score("over_unlearning", "Jensen-Shannon divergence from the masked original on PGD neighbours of forget images, nats; 0: nothing changed there", CLOSEST, f"OU@eps, {SPOTTER}", (), False, False),
     "probe_auc": Score("linear_probe", "ROC area of a linear probe for the forgotten class on penultimate features", CLOSEST, "this library", ("forgotten", "head"), caveat="caught the original in 0 of 6 calibration runs: retrained models separate the unseen class too (.96 to .99 against 1.00)"),

@@ -27,7 +27,7 @@ from .tables import arrow, evaluated, judged, summary_columns
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 HUB = "https://huggingface.co"
 PUBLIC_FIGURES = tuple(name for name in CAPTIONS if name not in ("projection", "heatmaps"))  # those show single points
-INDEXED = ("acc_rt", "acc_ut", "js_ut", "relearn")  # scores that stand in the metadata
+INDEXED = ("acc_rt", "acc_ut", "js_ut", "recovery_5", "relearn")  # scores that stand in the metadata
 LONGEST = 80  # characters of a label that are shown
 MOST_IN_TITLE, MOST_IN_ROW = 3, 5  # labels
 

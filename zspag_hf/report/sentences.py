@@ -18,6 +18,8 @@ VERDICTS = {  # verdict -> what it means
     BLIND: "the original lies within that range itself, so the score cannot tell the two apart here",
 }
 
+PICTURES = {"recovery_5": "five forget images", "recovery_1": "one forget image"}  # the first that is known is told
+
 
 def reading(report: Findings) -> dict[str, list[str]]:
     """Heading -> sentences; headings without a sentence are left out."""
@@ -79,7 +81,7 @@ def _distance(report: Findings, rows: Rows) -> list[str]:
 
 
 def _depth(report: Findings, rows: Rows) -> list[str]:
-    """Whether the forgotten is gone from inside or only from the outputs: probe and relearning."""
+    """Whether the forgotten is gone from inside or only from the outputs: recovery, relearning and probe."""
     sentences, verdicts = [], report.verdicts.get("unlearned", {})
     after = rows.get("unlearned", {})
 
@@ -89,6 +91,11 @@ def _depth(report: Findings, rows: Rows) -> list[str]:
         others = ", ".join(f"{name} {text(rows[name][score])}" for name in names)
         return f" {text(after[score])}{f' ({others})' if others else ''}."
 
+    for score, images in PICTURES.items():
+        if after.get(score) is not None:
+            text = f"Without any training, {images} of a class put into the head bring its accuracy back to"
+            sentences.append(text + compared(score, "{:.1%}".format))
+            break
     if after.get("relearn_steps") is not None:
         sentences.append(
             "Fine-tuned on the forget images, the unlearned model is back at 95 % of the original's accuracy on the"

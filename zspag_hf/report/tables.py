@@ -8,14 +8,16 @@ from .findings import Findings
 
 Rows = dict[str, dict]  # model -> score -> value
 
-SUMMARY = ("acc_rt", "acc_ut", "acc_views", "js_ut", "relearn", "probe_auc", "seconds")
-TITLES = {"acc_views": "views", "js_ut": "JS to retrained", "probe_auc": "probe"}  # where a name is not the title
+SUMMARY = ("acc_rt", "acc_ut", "acc_views", "js_ut", "recovery_5", "relearn", "probe_auc", "seconds")
+# Where a score's name is not its title.
+TITLES = {"acc_views": "views", "js_ut": "JS to retrained", "recovery_5": "recovery", "probe_auc": "probe"}
 NO_CANDIDATE = ("original", "retrained")  # what others are measured against
 GROUPS = {
     "accuracy": ("unlearning_accuracy",),
     "membership": ("membership_svm", "membership_loss", "rmia", "u_lira", "mia_nn"),
     "distance to retrained": ("divergence", "heatmap_similarity"),
-    "depth": ("linear_probe", "relearning"),
+    "depth": ("prototype_recovery", "dispersion", "linear_probe", "relearning"),
+    "beside the forget images": ("over_unlearning",),
     "summary": ("gap_to_retrained", "forgetting_quality", "backdoor_accuracy"),
 }
 LEGEND = "↑ higher, ↓ lower, → closest to the retrained model is better. * best; +-: difference from retrained."

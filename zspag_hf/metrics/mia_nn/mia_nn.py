@@ -1,8 +1,9 @@
 """MIA-NN (arXiv 2506.20893): do forgotten-class images fall into the classes that a retrained model puts them in?
 
 The paper's feature vector, kernel and splits are not published. Ours: for each retained class k a linear SVM "is this
-an image of class k" on the log-probabilities over retained classes that the RETRAINED model gives to test images of
-retained classes; its mean decision on forgotten-class test images is taken for both models.
+an image of class k" on the log-probabilities of retained classes that the RETRAINED model gives to test images of
+retained classes; its mean decision on forgotten-class test images is taken for both models. These are probabilities
+among all classes: among retained ones alone, a model that still answers with the forgotten class is the same as masked.
 """
 
 import numpy as np
@@ -33,7 +34,7 @@ class MIANN(Metric):
         classes = np.setdiff1d(np.arange(np.shape(predictions)[1]), np.unique(labels[gone]))
         if not gone.any() or not kept.any() or not len(classes):
             return {"mia_nn": None}
-        mine, theirs = (log_probs(np.asarray(rows)[:, classes]) for rows in (predictions, retrained))
+        mine, theirs = (log_probs(rows)[:, classes] for rows in (predictions, retrained))
         caught = np.bincount(theirs[gone].argmax(1), minlength=len(classes))
         common = [i for i in np.argsort(-caught, kind="stable") if (labels[kept] == classes[i]).sum() >= LEAST_IMAGES]
         train = np.random.default_rng(0).permutation(np.flatnonzero(kept))[:MOST_IMAGES]

@@ -23,6 +23,7 @@ SHOWN = {  # score -> in words
     "rmia_auc": "membership, RMIA",
     "js_ut": "distance from retrained, JS",
     "gradcam_similarity": "where it looks, GradCAM",
+    "recovery_5": "recovery from 5 images",
     "probe_auc": "class found in features",
     "relearn": "relearning",
     "relearn_mixed": "relearning, mixed images",
