@@ -403,7 +403,7 @@ class TestText:
         for heading, sentences in reading(report).items():
             assert f"### {heading}" in text and all(sentence in text for sentence in sentences)
         assert text.count(NO_CERTIFICATE) == 1
-        for score in ("acc_rt", "acc_ut", "js_ut", "relearn", "probe_auc"):
+        for score in ("acc_rt", "acc_ut", "js_ut", "recovery_5", "relearn", "probe_auc"):
             assert METRICS[score].definition in text
 
     def test_a_failure_to_forget_is_said_in_bold_at_the_top(self):

@@ -127,6 +127,8 @@ def test_the_reading_follows_the_numbers():
     ):
         report.models[name] |= {"acc_ut": acc_ut, "acc_rt": acc_rt, "js_ut": js}
     report.models["retrained"] |= {"acc_ut": 0.0, "acc_rt": 0.92, "js_ut": 0.1, "relearn_steps": 7.0}
+    for name, back in (("original", 1.0), ("unlearned", 0.98), ("retrained", 0.54)):
+        report.models[name] |= {"recovery_5": back, "recovery_1": back / 2}
     report.models["unlearned"]["relearn_steps"], report.models["original"]["relearn_steps"] = 21, 1
     report.verdicts["unlearned"] = dict.fromkeys(METRICS, "as retrained") | {"relearn": "not forgotten"}
     report.verdicts["masked"] = dict.fromkeys(METRICS, "as retrained") | {"js_ut": "differs"}
@@ -135,6 +137,8 @@ def test_the_reading_follows_the_numbers():
     assert "2.0%, before 100.0%, retrained 0.0%" in accuracy and "it gets 0.0% and 91.0%" in accuracy
     assert "nearer to them than masking" in said["Distance from retraining"]
     assert "never within 20 steps (original after 1 step, retrained after 7 steps)" in said["Depth"]
+    assert "five forget images of a class put into the head" in said["Depth"]
+    assert "accuracy back to 98.0% (original 100.0%, retrained 54.0%)." in said["Depth"]
     assert "By relearn the forgetting is shallow" in said["Depth"]
     counted = len(METRICS)
     assert f"Of {counted} scores that have a verdict" in said["Verdicts"] and "1 not forgotten" in said["Verdicts"]
@@ -145,6 +149,9 @@ def test_the_reading_follows_the_numbers():
     assert "no nearer to them" in " ".join(reading(report)["Distance from retraining"])
     report.floors["js_ut"] = {"mean": 0.1, "sd": 0.1, "models": 3, "tolerance": 0.4}
     assert "within what retrained models differ by" in " ".join(reading(report)["Distance from retraining"])
+    report.models["unlearned"]["recovery_5"] = None
+    depth = " ".join(reading(report)["Depth"])
+    assert "one forget image of a class put into the head brings its accuracy back to 49.0%" in depth
 
 
 def test_before_evaluation_only_the_numbers_are_saved(tmp_path):

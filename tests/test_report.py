@@ -100,6 +100,16 @@ def test_the_table_holds_every_score_with_its_verdict():
     assert cells["acc_rt"]["retrained"].gap is None
 
 
+def test_a_report_of_a_version_with_fewer_scores_is_shown_without_them():
+    given = full()
+    for row in given.models.values():
+        del row["recovery_5"], row["dispersion"]
+    shown = {line.score: line for lines in graded(given).values() for line in lines}
+    assert "of a version that did not" in shown["recovery_5"].reason and not shown["recovery_1"].reason
+    table, summary = given.table().splitlines(), given.summary().splitlines()
+    assert not [line for line in table if line.startswith("dispersion ")] and "recovery" not in summary[0]
+
+
 def test_without_three_retrained_models_there_is_no_verdict():
     given = full(retrained=1)
     assert "verdict on unlearned" not in given.table() and "No verdicts: one retrained model given" in given.table()

@@ -138,6 +138,10 @@ def test_a_bench_of_classes_runs_once_and_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, "original", lambda self, seed: results["before"])
     again = Runner(bench([NAMES[2]]), BUDGET, tmp_path, list(ROWS)).run([0, 1])
     assert json.dumps(again) == json.dumps(results)
+    kept = runner.folder / "report-0.json"
+    older = {name: {key: row[key] for key in row if key != "recovery_5"} for name, row in reports[0].items() if row}
+    kept.write_text(json.dumps(older))
+    assert "recovery_5" in runner.evaluated(results, 0, 0)["original"], "a report of fewer scores is made anew"
 
 
 def test_a_bench_of_images_runs(tmp_path, monkeypatch):
@@ -358,7 +362,7 @@ def test_an_ablation_runs_once_and_says_what_failed(tmp_path, monkeypatch):
     ablation = ablate(Runner(run, BUDGET, tmp_path, []), ["radius"], [0])
     assert ablations.failures(ablation).endswith(f"- {failing}, 1 of 1 seeds: no attack crosses.\n")
     text = ablations.table(ablation, ["radius"])
-    assert f"| {LITERAL}: eps 0.1 | - | - | - | - |  |  |" in text
+    assert f"| {LITERAL}: eps 0.1 | - | - | - | - | - |  |  |" in text
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {LITERAL}: eps 0.5 |")]
     (made,) = ablation.cells[f"{LITERAL}, attack_eps 0.5"]
     assert line.split("|")[2].strip() == f"{made['test']['acc_rt']:.3f}"

@@ -245,7 +245,7 @@ def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
 
 # ---------------------------------------------------------------------------------------------------------- the page
 
-COLUMNS = ("acc_rt", "acc_ut", "js_ut", "relearn")
+COLUMNS = ("acc_rt", "acc_ut", "js_ut", "recovery_5", "relearn")
 
 
 def table(ablation: Ablation, parts: list[str]) -> str:
@@ -256,8 +256,8 @@ def table(ablation: Ablation, parts: list[str]) -> str:
         lines += [
             f"## {part}",
             "",
-            "| row | acc_rt | acc_ut | js_ut | relearn | attacks that succeed | seconds |",
-            "|---" * 7 + "|",
+            f"| row | {' | '.join(COLUMNS)} | attacks that succeed | seconds |",
+            "|---" * (len(COLUMNS) + 3) + "|",
         ]
         lines += [line(ablation, name, name) for name in before]
         for row in rows_of(part):

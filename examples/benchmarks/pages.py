@@ -72,7 +72,7 @@ def spread(values: list[float | None]) -> str:
 
 def class_table(groups: dict, results: dict, reports: list[dict], published: dict[str, str] | None = None) -> str:
     """Mean and spread over the seeds' reports; with published figures in a last column, where there are any."""
-    columns = ("acc_rt", "acc_ut", "js_ut", "mia_entropy", "relearn")
+    columns = ("acc_rt", "acc_ut", "js_ut", "recovery_5", "mia_entropy", "relearn")
     names = ["method", "rate", *columns, "seconds", *([] if published is None else ["published, %"])]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 

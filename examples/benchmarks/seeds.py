@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 EXAMPLE = Path(__file__).parent.parent / "unlearn_vit.py"
-COLUMNS = ("acc_rt", "acc_ut", "acc_views", "js_ut", "relearn", "probe_auc", "seconds")
+COLUMNS = ("acc_rt", "acc_ut", "acc_views", "js_ut", "recovery_5", "relearn", "probe_auc", "seconds")
 
 
 def run(seed: int, folder: Path, options: list[str]) -> dict:

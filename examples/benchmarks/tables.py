@@ -62,7 +62,7 @@ from zspag_hf import UnlearningTrainer, evaluate_unlearning
 from zspag_hf.errors import UnlearningError
 from zspag_hf.evaluation import PixelDataset
 from zspag_hf.methods import GKT, ZSPAG, Method, RandomLabels, Run, method_name
-from zspag_hf.metrics import compute
+from zspag_hf.metrics import METRICS, compute
 from zspag_hf.metrics.rows import FORGET, TEST_RETAINED, true_log_probs
 from zspag_hf.pipeline.classifier import PixelClassifier
 from zspag_hf.report.files import write_whole
@@ -320,7 +320,8 @@ class Runner:
         models = {name: cell["model"] for name, cell in cells.items() if "error" not in cell}
         if known.exists():
             rows = json.loads(known.read_text())
-            if all(rows.get(name, {}).get("model") == model for name, model in models.items()):
+            current = set(METRICS) <= set(rows["original"])  # else of a version with fewer scores
+            if current and all(rows.get(name, {}).get("model") == model for name, model in models.items()):
                 return rows
         (model, processor), (forget, retain) = self.bench.model(seed), self.parts(seed)
         retrained = self.retrained(seed)

@@ -18,7 +18,10 @@ VERDICTS = {  # verdict -> what it means
     BLIND: "the original lies within that range itself, so the score cannot tell the two apart here",
 }
 
-PICTURES = {"recovery_5": "five forget images", "recovery_1": "one forget image"}  # the first that is known is told
+PICTURES = {  # score -> what is put into the head; the first that is known is told
+    "recovery_5": "five forget images of a class put into the head bring",
+    "recovery_1": "one forget image of a class put into the head brings",
+}
 
 
 def reading(report: Findings) -> dict[str, list[str]]:
@@ -91,11 +94,9 @@ def _depth(report: Findings, rows: Rows) -> list[str]:
         others = ", ".join(f"{name} {text(rows[name][score])}" for name in names)
         return f" {text(after[score])}{f' ({others})' if others else ''}."
 
-    for score, images in PICTURES.items():
-        if after.get(score) is not None:
-            text = f"Without any training, {images} of a class put into the head bring its accuracy back to"
-            sentences.append(text + compared(score, "{:.1%}".format))
-            break
+    if told := [score for score in PICTURES if after.get(score) is not None][:1]:
+        text = f"Without any training, {PICTURES[told[0]]} its accuracy back to"
+        sentences.append(text + compared(told[0], "{:.1%}".format))
     if after.get("relearn_steps") is not None:
         sentences.append(
             "Fine-tuned on the forget images, the unlearned model is back at 95 % of the original's accuracy on the"

@@ -20,6 +20,7 @@ GROUPS = {
     "beside the forget images": ("over_unlearning",),
     "summary": ("gap_to_retrained", "forgetting_quality", "backdoor_accuracy"),
 }
+OLDER = "the report is of a version that did not compute it"
 LEGEND = "↑ higher, ↓ lower, → closest to the retrained model is better. * best; +-: difference from retrained."
 
 
@@ -69,7 +70,8 @@ def summary_table(rows: Rows) -> str:
 def best_of(score: str, rows: Rows) -> list[str]:
     """The models with the best value: highest, lowest or closest to retrained; original and retrained do not compete.
     Empty where fewer than two have one."""
-    values = {name: row[score] for name, row in rows.items() if name not in NO_CANDIDATE and row[score] is not None}
+    known = {name: row.get(score) for name, row in rows.items() if name not in NO_CANDIDATE}
+    values = {name: value for name, value in known.items() if value is not None}
     target, direction = rows.get("retrained", {}).get(score), METRICS[score].direction
     if len(values) < 2 or (direction == CLOSEST and target is None):
         return []
@@ -85,9 +87,11 @@ def graded(report: Findings) -> dict[str, list[Line]]:
     def line(score: str) -> Line:
         target, best, cells = rows.get("retrained", {}).get(score), best_of(score, rows), {}
         for name, row in rows.items():
-            gap = None if None in (row[score], target) or name == "retrained" else row[score] - target
-            cells[name] = Cell(row[score], gap, name in best)
-        return Line(score, cells, report.tolerance(score), report.reasons.get(score, ""))
+            value = row.get(score)
+            gap = None if value is None or target is None or name == "retrained" else value - target
+            cells[name] = Cell(value, gap, name in best)
+        older = "" if any(score in row for row in rows.values()) else OLDER
+        return Line(score, cells, report.tolerance(score), report.reasons.get(score, older))
 
     return {
         group: [line(score) for score, known in METRICS.items() if known.module in modules]
