@@ -37,7 +37,7 @@ ACC, SVM, LOSS, DIV = "unlearning_accuracy", "membership_svm", "membership_loss"
 SALUN, PAPER, GKT = "SalUn, arXiv 2310.12508", "ZS-PAG, arXiv 2507.21738, 4.1", "GKT, arXiv 2201.05629"
 GOLATKAR, FADE = "Golatkar et al., arXiv 1911.04933", "arXiv 2510.12981, adapted"
 RECOVERY, SPOTTER = "prototype_recovery", "arXiv 2506.01318"
-BACK = "acc_ut (of unseen views, without such test images) with the mean feature of {} a class in the head, at 1 % of acc_rt"
+BACK = "accuracy on forgotten-class test images, or unseen views, with the mean feature of {} a class in the head, for 1 % of the retained ones"
 ZRF, TRW = "ZRF, arXiv 2205.08096, to a retrained model", "TRW, arXiv 2506.20893"
 NATS = "nats, log-probabilities cut at -50"
 

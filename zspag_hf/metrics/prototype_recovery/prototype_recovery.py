@@ -68,13 +68,13 @@ def recovery(
         return dict.fromkeys(counts)
     use = np.concatenate([right, np.ones(len(watched), bool)])
     best, seen = rest.max(1)[use], unit(features[rows[use]])
-    members = [np.flatnonzero(labels[forget] == label) for label in taught]
+    members = [forget[labels[forget] == label] for label in taught]
     truth = np.searchsorted(taught, labels[watched])
     found: dict[int, float | None] = {}
     for count in counts:
         accuracies = []
         for _draw in range(draws if count <= min(map(len, members)) else 0):
-            means = [features[forget][rng.choice(these, count, replace=False)].mean(0) for these in members]
+            means = [features[rng.choice(these, count, replace=False)].mean(0) for these in members]
             cosines = seen @ unit(np.stack(means)).T
             accuracies.append(best_accuracy(best, cosines, truth))
         found[count] = float(np.mean(accuracies)) if accuracies else None
