@@ -432,7 +432,7 @@ def test_a_run_that_ends_in_an_error_costs_its_row_alone(tmp_path, monkeypatch):
     runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, list(rows))
     results = runner.run([0])
     text = class_table(runner.groups, results, [runner.evaluated(results, 0, 0)])
-    assert next(line for line in text.splitlines() if line.startswith("| SSD-zs |")).count("| - ") == 6
+    assert next(line for line in text.splitlines() if line.startswith("| SSD-zs |")).count("| - ") == 7
     assert "| SSD-zs | own | nothing to damp |" in frontiers(results)
     with pytest.raises(ValueError, match="holds a run with"):
         runner.cell("random labels (FT-zs)", replace(SHORT, num_train_epochs=3), 0, BUDGET.rates[0])
