@@ -18,6 +18,9 @@ from zspag_hf import METRICS, evaluate_unlearning
 from zspag_hf.metrics import BLIND, NOT_FORGOTTEN
 
 THREE, RETRAINED = 3, 4
+# Features of a network as small as this one part an unseen digit so well from the others that retrained models come
+# within reach of the original's 1.0; in the benchmark they are told apart, 6 of 6.
+AT_LIMIT = {"recovery_1", "recovery_5", "recovery_50"}
 PATCH, EPOCHS = 4, 40  # half as many parts of a side as the benchmark's: trained in a third of the time
 
 pytestmark = pytest.mark.slow
@@ -55,7 +58,7 @@ def report(tmp_path_factory):
 def test_the_original_is_not_forgotten_by_any_trusted_score(report):
     verdicts = report.verdicts["the original"]
     trusted = [score for score, line in METRICS.items() if line.detects and not line.caveat]
-    verdicts = {score: verdicts[score] for score in trusted if score not in report.reasons}
+    verdicts = {score: verdicts[score] for score in trusted if score not in AT_LIMIT | set(report.reasons)}
     assert len(verdicts) > 10 and set(verdicts.values()) == {NOT_FORGOTTEN}, verdicts
 
 
@@ -71,7 +74,17 @@ def test_every_score_that_can_not_tell_here_has_a_caveat(report):
     """Or is not meant to tell; and there are such scores, whose caveats are earned."""
     blind = [score for score, verdict in report.verdicts["the original"].items() if verdict == BLIND]
     assert any(METRICS[score].caveat for score in blind)
-    assert [score for score in blind if METRICS[score].detects and not METRICS[score].caveat] == []
+    assert {score for score in blind if METRICS[score].detects and not METRICS[score].caveat} <= AT_LIMIT
+
+
+def test_a_few_pictures_bring_the_class_back_further_in_the_original_than_in_any_retrained_model(report):
+    """And in the masked model as far as in the original."""
+    for score in AT_LIMIT:
+        original, known = report.models["original"][score], report.floors[score]
+        assert report.models["masked"][score] == original > known["mean"] + known["sd"], score
+        assert report.models["unlearned"][score] < original > 0.99, score
+    spread = [report.floors[score]["mean"] for score in sorted(AT_LIMIT)]
+    assert spread[0] < min(spread[1:]), "one picture says less than five or fifty"
 
 
 def test_the_masked_model_passes_for_free_what_is_said_to(report):
@@ -83,5 +96,5 @@ def test_the_masked_model_passes_for_free_what_is_said_to(report):
         known, value, line = report.floors[score], row[score], METRICS[score]
         better = {"higher": value - known["mean"], "lower": known["mean"] - value}.get(line.direction, -1.0)
         assert better >= -0.02 or abs(value - known["mean"]) <= known["tolerance"], score
-    for score in ("relearn", "relearn_steps"):
+    for score in ("dispersion", "relearn", "relearn_steps"):
         assert report.verdicts["masked"][score] == NOT_FORGOTTEN, score
