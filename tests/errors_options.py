@@ -87,7 +87,7 @@ OF_A_METHOD = [
 TOGETHER = [
     of_method("attack_steps=5", "attack='pgd'", attack="fgsm", attack_steps=5),
     of_method("proxies_per_class=9", "proxy_policy='quota'", proxy_policy="second", proxies_per_class=9),
-    of_method("subspace_merge='literal'", "constraint='hard'", "salun", constraint="soft", subspace_merge="literal"),
+    of_method("subspace_merge='gpm'", "constraint='hard'", "salun", constraint="soft", subspace_merge="gpm"),
     of_method("attack_eps=0.2", "give constraint='soft' or 'hard'", "neggrad", attack_eps=0.2),
     of_method("energy_threshold=0.9", "give constraint='soft' or 'hard'", "salun", energy_threshold=0.9),
     of_method("tilt='influence'", "Give tilt='none'", targets="second_best"),

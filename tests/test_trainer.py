@@ -64,7 +64,7 @@ BOTH = [*EITHER, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("vi
 
 @pytest.mark.parametrize(("family", "kind"), BOTH)
 def test_hard_form_leaves_the_proxies_subspace_alone_after_a_whole_run(tmp_path, family, kind):
-    for merge, threshold in (("gram", 0.9), ("literal", 0.5)):  # the union over classes fills 16 inputs at more
+    for merge, threshold in (("gram", 0.9), ("truncated", 0.9), ("gpm", 0.5)):  # gpm's fills 16 inputs at more
         model = tiny_model(family)
         before = state(model)
         options = {"energy_threshold": threshold, "subspace_merge": merge, **ROUGH}

@@ -61,7 +61,7 @@ from tqdm.auto import tqdm
 from zspag_hf import UnlearningTrainer, evaluate_unlearning
 from zspag_hf.errors import UnlearningError
 from zspag_hf.evaluation import PixelDataset
-from zspag_hf.methods import GKT, ZSPAG, Method, RandomLabels, Run, method_name
+from zspag_hf.methods import GKT, ZSPAG, Method, RandomLabels, Run, ZSPAGPaper, method_name
 from zspag_hf.metrics import compute
 from zspag_hf.metrics.rows import FORGET, TEST_RETAINED, true_log_probs
 from zspag_hf.pipeline.classifier import PixelClassifier
@@ -283,8 +283,8 @@ class Runner:
 
     def rates(self, method: Method) -> list[float | None]:
         """The budget's, or larger ones under a hard constraint, and the published one; None where the run chooses its
-        own, the method takes no steps, or, with GKT, the published rate stays."""
-        if isinstance(method, (ZSPAG, GKT)) or not method.trains:
+        own, the method takes no steps, or its rate stays: the paper's preset, and with GKT the published one."""
+        if isinstance(method, (ZSPAG, ZSPAGPaper, GKT)) or not method.trains:
             return [None]
         published = method.completed(quiet_config(), self.bench.model(0)[0].config.num_labels)[0].learning_rate
         hard = getattr(method, "constraint", "none") == "hard"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..config import option
 from ..pipeline.proxies import POLICIES
-from .options import CONSTRAINTS, MERGES, PRIORS, Constrained, Proxies, Targets, Trained
+from .options import CONSTRAINTS, MERGES, PAPER, PRIORS, Constrained, Proxies, Targets, Trained
 from .plan import Plan
 from .run import Run
 from .stages import constrain, gather_proxies, gather_subspaces, gather_targets, proxy_facts
@@ -15,34 +15,38 @@ from .stages import constrain, gather_proxies, gather_subspaces, gather_targets,
 
 @dataclass(kw_only=True)
 class ZSPAGPaper(Constrained, Proxies, Targets, Trained):
-    """The literal form: what the paper states, and our choice where it is silent (METHODS A). Fixed rate, fixed epochs.
+    """What the paper states, and our choice where it is silent (METHODS A). Fixed rate, fixed epochs, one preset.
 
     The paper's section 3 in order, each step one line of :meth:`prepare`:
 
     - eq. 1: delta = argmin CE(f(x + delta), y_t), ||delta||_p <= eps (:mod:`zspag_hf.pipeline.attacks`);
     - eq. 2: y_t, the second most likely class (:mod:`zspag_hf.pipeline.proxies`);
     - eq. 3: SVD of a layer's inputs on the proxies of class k, eq. 4: the merge over classes
-      (:mod:`zspag_hf.pipeline.subspaces`);
+      (:func:`zspag_hf.pipeline.subspaces.merged_bases`, cut as its authors' code for UNSC cuts it);
     - eq. 5: W <- W - eta grad P, P = I - S S^T (:mod:`zspag_hf.pipeline.constraint`, exact for any optimizer);
     - eq. 6: the theorem's claim, L_r(theta_u) ~ L_r(theta_o): no line of code, but what the report's ``proxy_drift``
       and acc_rt measure;
     - eq. 7 to 9: influence of (x, y) on the proxies' loss (:mod:`zspag_hf.pipeline.influence`, by K-FAC: the paper
       names no solver, and our tables tell none from another), eq. 10: the pseudo-labels that it picks
-      (:mod:`zspag_hf.pipeline.pseudo_labels`).
+      (:func:`zspag_hf.pipeline.pseudo_labels.paper_pseudo_labels`, which says why not with the printed sign).
 
-    The paper names neither rate nor energy threshold: .01 for its ten epochs, and UNSC's .99. Other options than the
-    defaults are its ablations: table 5's random subspace is ``subspace_merge="random"``.
+    The paper names ten epochs, and neither rate nor energy threshold. PRESET_NOTE
+    Other options than the defaults are its ablations: table 5's random subspace is ``subspace_merge="random"``.
     """
 
     description: ClassVar[str] = (
-        "ZS-PAG in its literal form ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)): adversarial proxies, made"
-        " from the forget images, stand in for the retained training data."
+        "ZS-PAG as printed ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)): adversarial proxies,"
+        " made from the forget images, stand in for the retained training data."
     )
 
-    proxy_policy: str = option("second", "The literal eq. 2, or proxies for every retained class", choices=POLICIES)
+    hard_threshold: ClassVar[float] = 0.97
+
+    proxy_policy: str = option("second", "Eq. 2, or proxies for every retained class", choices=POLICIES)
     constraint: str = option("hard", "Leave the proxies' subspace alone, damp it, or neither", choices=CONSTRAINTS)
-    subspace_merge: str = option("literal", "How classes are merged; hard form alone: all but gram", choices=MERGES)
-    targets: str = option("paper", "Targets of the forget images", choices=("paper", *PRIORS))
+    subspace_merge: str = option("truncated", "How classes are merged; hard form alone: all but gram", choices=MERGES)
+    learning_rate: float | None = option(0.2, "Of the optimizer.", above=0)
+    num_train_epochs: float | None = option(5, "Epochs over the forget images; the paper has 10.", above=0)
+    targets: str = option("paper", "Targets of the forget images", choices=(*PAPER, *PRIORS))
 
     def prepare(self, run: Run) -> Plan:
         """Section 3.1 to 3.4."""
