@@ -81,6 +81,8 @@ OF_A_METHOD = [
     of_method("proxy_budget=0.0", "above 0", proxy_budget=0.0),
     of_method("proxy_weight=True", "is not a number", proxy_weight=True),
     of_method("feature_weight=-1.0", "at least 0", feature_weight=-1.0),
+    of_method("share=1.5", "at least 0 and at most 1", "spotter", share=1.5),
+    of_method("dispersion=-1", "at least 0", "spotter", dispersion=-1),
     of_method("max_retain_samples=0", "at least 1", "scrub", max_retain_samples=0),
 ]
 

@@ -108,6 +108,18 @@ class Attack:
         return AttackResult(x.cpu(), predicted.cpu(), self.arrived(predicted, target).cpu(), taken.cpu())
 
 
+class Untargeted(Attack):
+    """A base beside an attack's own: away from the labels, to whatever comes next."""
+
+    def loss(self, logits, target, x, clean):
+        """Away from the label."""
+        return -F.cross_entropy(logits, target, reduction="none")
+
+    def arrived(self, answer, target):
+        """Any other answer."""
+        return answer != target
+
+
 class PGDLinf(Attack):
     """Projected gradient descent in the maximum norm (Madry et al. 2017), the paper's attack; from the image itself,
     not from a random start, so that nothing is drawn.
