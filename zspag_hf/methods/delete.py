@@ -24,8 +24,8 @@ class Delete(Trained):
     """
 
     description: ClassVar[str] = (
-        "DELETE ([arXiv 2503.23751](https://arxiv.org/abs/2503.23751)): the original's outputs on the forget images, with"
-        " the forgotten classes masked, are learned."
+        "DELETE ([arXiv 2503.23751](https://arxiv.org/abs/2503.23751)): the original's outputs on the forget images,"
+        " with the forgotten classes masked, are learned."
     )
 
     learning_rate: float | None = option(1e-4, "Of the optimizer.", above=0)

@@ -81,9 +81,9 @@ class Spotter(Trained):
     """
 
     description: ClassVar[str] = (
-        "Spotter ([arXiv 2506.01318](https://arxiv.org/abs/2506.01318)): the original's outputs on the forget images and"
-        " on adversaries of theirs, with the forgotten classes masked, are learned, and the forget images' features are"
-        " scattered."
+        "Spotter ([arXiv 2506.01318](https://arxiv.org/abs/2506.01318)): the original's outputs on the forget images"
+        " and on adversaries of theirs, with the forgotten classes masked, are learned, and the forget images' features"
+        " are scattered."
     )
 
     learning_rate: float | None = option(1e-4, "Of the optimizer.", above=0)
