@@ -235,7 +235,7 @@ class TestTiltedReweighting:
         assert class_similarity(self.head, [0]).tolist() == pytest.approx([0, 0.5, 0.5])
         head = torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]])  # from the centre (1, 1): (2,-1), (-1,2), (-1,-1)
         cosines = [-4 / 5, -1 / 10**0.5]
-        e = [math.exp(cosine / 0.1) for cosine in cosines]
+        e = [math.exp(cosine) for cosine in cosines]
         s = [value / sum(e) for value in e]
         assert class_similarity(head, [0]).tolist() == pytest.approx([0, *s])
         logits = torch.tensor([[5.0, 1.0, 0.5]])
@@ -275,6 +275,15 @@ class TestTiltedReweighting:
             moved = q + 0.3 * float(q.min()) * direction
             assert kl(moved) > kl(q)
 
+    def test_an_image_s_own_evidence_is_left(self, logits):
+        """A class whose row is near the forgotten one's gains, and takes over no image that is told from it."""
+        head = torch.eye(10)
+        head[1] = 0.6 * head[0] + 0.8 * head[1]  # as a dog's and a cat's
+        logits = torch.full((1, 10), -2.0)
+        logits[0, [0, 1, 7]] = torch.tensor([4.0, 0.0, 1.5])
+        plain, tilted = pseudo_labels(logits, [0], None).targets[0], tilted_reweighting(logits, [0], head).targets[0]
+        assert tilted[1] > 1.2 * plain[1] and tilted.argmax() == 7
+
     def test_a_large_beta_overwrites_the_image(self, logits, monkeypatch):
         head = torch.randn(6, 4)
         monkeypatch.setattr(pseudo_labels_module, "BETA", 1e4)
@@ -292,7 +301,7 @@ class TestClassSimilarity:
         head = torch.randn(6, 4).double()
         head = head - head.mean(0)
         unit = torch.nn.functional.normalize(head, dim=1)
-        each = [(unit[u] @ unit[KEEP].T / 0.1).softmax(0) for u in FORGET]
+        each = [(unit[u] @ unit[KEEP].T).softmax(0) for u in FORGET]
         torch.testing.assert_close(class_similarity(head, FORGET)[KEEP], (each[0] + each[1]) / 2)
 
     def test_what_is_added_to_every_row_or_scales_them_does_not_matter(self):
