@@ -283,7 +283,7 @@ SGD = {"optim": "sgd", "optim_args": None, "weight_decay": 0.0}
 MOMENTUM = SGD | {"optim_args": "momentum=0.9"}
 DECAYED = MOMENTUM | {"weight_decay": 5e-4}
 PUBLISHED = [  # method, form, labels -> options; of CIFAR-10 or of CIFAR-100 where there are two
-    ("zspag_paper", {}, (5, 100), SGD | {"learning_rate": 0.2, "num_train_epochs": 5, "energy_threshold": 0.97}),
+    ("zspag_paper", {}, (5, 100), SGD | {"learning_rate": 0.12, "num_train_epochs": 5, "energy_threshold": 0.98}),
     ("unsc", {}, (5, 20), SGD | {"learning_rate": 0.04, "num_train_epochs": 25, "energy_threshold": 0.99}),
     ("unsc", {}, (21, 100), SGD | {"learning_rate": 0.04, "num_train_epochs": 20, "constraint": "hard"}),
     ("random_labels", {}, (5, 100), SGD | {"learning_rate": 0.01, "num_train_epochs": 10}),
@@ -360,7 +360,7 @@ class TestPublished:
 
     def test_the_paper_s_form_is_as_printed_but_for_the_sign(self):
         paper = METHODS["zspag_paper"]()
-        assert (paper.constraint, paper.subspace_merge, paper.proxy_policy) == ("hard", "truncated", "second")
+        assert (paper.constraint, paper.subspace_merge, paper.proxy_policy) == ("hard", "truncated", "quota")
         assert (paper.targets, paper.influence_sign, paper.proxies_per_class) == ("paper", "upweight", 100)
 
     def test_the_default_leaves_its_choices_open(self):

@@ -45,7 +45,7 @@ from zspag_hf.report.figures.style import BESIDE, ROLES, dress, legend, new_figu
 from zspag_hf.report.files import write_whole
 
 DEFAULT, LITERAL = "ZS-PAG", "ZS-PAG, as printed"
-QUOTA, QUOTA_RL = f"{LITERAL}, quota", f"{LITERAL}, quota, RL"
+PRINTED_RL = f"{LITERAL}, RL"
 PRESET = ZSPAGPaper()
 BASES: dict[str, Method] = {DEFAULT: ZSPAG(), LITERAL: PRESET}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0)  # of rows without a preset, most of them constrained
@@ -65,7 +65,6 @@ IN_SUBSPACE = replace(
     constraint="hard",
     energy_threshold=PRESET.threshold,
     subspace_merge=PRESET.subspace_merge,
-    proxy_policy="second",
 )
 
 
@@ -80,9 +79,8 @@ def literal(**changes) -> Method:
 
 
 def with_quota(method: Method) -> dict[str, Method]:
-    """A method with each number of proxies; by eq. 2 a class has as many as there are images next to it, so the paper's
-    form needs a quota here."""
-    return {f"{n} a class": replace(method, proxy_policy="quota", proxies_per_class=n) for n in COUNTS}
+    """A method with each number of proxies."""
+    return {f"{n} a class": replace(method, proxies_per_class=n) for n in COUNTS}
 
 
 FORMS = {DEFAULT: default, LITERAL: literal}
@@ -97,8 +95,8 @@ PARTS: dict[str, dict[str, dict[str, Method]]] = {
     "radius": {base: {f"eps {x:g}": form(attack_eps=x) for x in RADII} for base, form in FORMS.items()},
     "proxies": {
         DEFAULT: with_quota(default()),
-        QUOTA: with_quota(literal()),
-        QUOTA_RL: with_quota(IN_SUBSPACE),
+        LITERAL: with_quota(literal()),
+        PRINTED_RL: with_quota(IN_SUBSPACE),
     },
     "policy": {base: {name: form(proxy_policy=name) for name in POLICIES} for base, form in FORMS.items()},
     "subspace": {
@@ -337,8 +335,7 @@ def membership_figure(reports: list[dict[str, dict]], names: dict[str, str]) -> 
 
 CURVES = {  # kind -> text, colour, marker
     LITERAL: ("acc_rt, the paper's form", BESIDE[0], "o"),
-    QUOTA: ("acc_rt, the paper's form with a quota (b)", BESIDE[0], "o"),
-    QUOTA_RL: ("acc_rt, the same with random labels (b)", ROLES["unlearned"][0], "s"),
+    PRINTED_RL: ("acc_rt, the same with random labels (b)", ROLES["unlearned"][0], "s"),
     DEFAULT: ("acc_rt, default", BESIDE[1], "^"),
 }
 
@@ -356,7 +353,7 @@ def attack_figure(ablation: Ablation) -> Figure:
             drawn = curve(axes, places, [ablation.values(name, "acc_rt") for name in names], colour, marker, "-")
             entries |= {text: drawn} if drawn else {}
             curve(axes, places, [ablation.values(name, "acc_ut") for name in names], colour, marker, "--", "white")
-        names = [row.name for row in of_part[part] if row.kind in (LITERAL, QUOTA)]
+        names = [row.name for row in of_part[part] if row.kind == LITERAL]
         drawn = curve(axes, places, [ablation.success(name) for name in names], "#777777", "d", ":")
         entries |= {"attacks that succeed, the paper's form": drawn} if drawn else {}
         for model in ("original", "retrained"):
