@@ -30,7 +30,8 @@ def learned():
 
 
 def job(folder, **options):
-    options = {"forget": patterns([2] * 40, 1), "test": TEST, "method": "zspag_paper", "attack_eps": None, "proxies_per_class": 100} | options
+    usual = {"forget": patterns([2] * 40, 1), "test": TEST, "attack_eps": None, "proxies_per_class": 100}
+    options = usual | {"method": "zspag_paper"} | options
     return trainer(folder, model=copy.deepcopy(learned()), **options)
 
 
