@@ -275,7 +275,7 @@ def test_several_classes_are_forgotten_at_once_by_the_paper_s_form_in_its_five_e
     assert run.run.forget_ids == [1, 2]
     assert (run.run.plan.targets[:, [1, 2]] == 0).all()
     assert set(run.report.proxies["per_class"]) == {"ant", "dog", "elk"}
-    assert run.report.choice is None and run.state.epoch == 5 and run.args.learning_rate == 0.12
+    assert run.report.choice is None and run.state.epoch == 5 and run.args.learning_rate == 0.17
     assert all(layer["rank"] >= 1 for layer in run.report.layers)
 
 

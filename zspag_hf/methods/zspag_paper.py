@@ -34,7 +34,7 @@ class ZSPAGPaper(Constrained, Proxies, Targets, Trained):
       classes draw every label to themselves; eq. 10: the pseudo-labels that it picks
       (:func:`zspag_hf.pipeline.pseudo_labels.paper_pseudo_labels`, which says why not with the printed sign).
 
-    The paper names ten epochs, and neither rate nor energy threshold. One preset serves all networks: plain SGD at .12
+    The paper names ten epochs, and neither rate nor energy threshold. One preset serves all networks: plain SGD at .17
     for five epochs, energy .98, chosen on the validation half of the test split of three (ViT on CIFAR-10, VGG on
     digits, ResNet on faces; rates .03 to .4, five and ten epochs, energies .95 to .99, both policies). Other options
     than the defaults are its ablations: table 5's random subspace is ``subspace_merge="random"``.
@@ -49,7 +49,7 @@ class ZSPAGPaper(Constrained, Proxies, Targets, Trained):
 
     constraint: str = option("hard", "Leave the proxies' subspace alone, damp it, or neither", choices=CONSTRAINTS)
     subspace_merge: str = option("truncated", "How classes are merged; hard form alone: all but gram", choices=MERGES)
-    learning_rate: float | None = option(0.12, "Of the optimizer.", above=0)
+    learning_rate: float | None = option(0.17, "Of the optimizer.", above=0)
     num_train_epochs: float | None = option(5, "Epochs over the forget images; the paper has 10.", above=0)
     targets: str = option("paper", "Targets of the forget images", choices=(*PAPER, *PRIORS))
 
