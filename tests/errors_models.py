@@ -201,6 +201,12 @@ OBJECTS = [
     ),
     Case("no head", run(model=Headless(tiny_model().config).eval()), "its 5 labels", "scope='all'"),
     Case(
+        "no head to scatter the features of",
+        run(model=Headless(tiny_model().config).eval(), method="spotter"),
+        "its 5 labels",
+        "method='delete'",
+    ),
+    Case(
         "a model that gives no logits",
         run(model=hf.ViTModel(tiny_model().config).eval()),
         "'logits'",

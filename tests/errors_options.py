@@ -81,13 +81,15 @@ OF_A_METHOD = [
     of_method("proxy_budget=0.0", "above 0", proxy_budget=0.0),
     of_method("proxy_weight=True", "is not a number", proxy_weight=True),
     of_method("feature_weight=-1.0", "at least 0", feature_weight=-1.0),
+    of_method("share=1.5", "at least 0 and at most 1", "spotter", share=1.5),
+    of_method("dispersion=-1", "at least 0", "spotter", dispersion=-1),
     of_method("max_retain_samples=0", "at least 1", "scrub", max_retain_samples=0),
 ]
 
 TOGETHER = [
     of_method("attack_steps=5", "attack='pgd'", attack="fgsm", attack_steps=5),
     of_method("proxies_per_class=9", "proxy_policy='quota'", proxy_policy="second", proxies_per_class=9),
-    of_method("subspace_merge='literal'", "constraint='hard'", "salun", constraint="soft", subspace_merge="literal"),
+    of_method("subspace_merge='gpm'", "constraint='hard'", "salun", constraint="soft", subspace_merge="gpm"),
     of_method("attack_eps=0.2", "give constraint='soft' or 'hard'", "neggrad", attack_eps=0.2),
     of_method("energy_threshold=0.9", "give constraint='soft' or 'hard'", "salun", energy_threshold=0.9),
     of_method("tilt='influence'", "Give tilt='none'", targets="second_best"),

@@ -29,6 +29,7 @@ from zspag_hf.cli.jobs import Job, Setting
 from zspag_hf.cli.jobs import run as run_job
 from zspag_hf.hub.adapter import ModuleClassifier, ModuleConfig
 from zspag_hf.methods import METHODS
+from zspag_hf.pipeline.attacks import PGDLinf
 from zspag_hf.pipeline.classifier import PixelClassifier
 from zspag_hf.pipeline.proxies import make_proxies
 from zspag_hf.pipeline.pseudo_labels import PseudoLabels
@@ -36,6 +37,8 @@ from zspag_hf.trainer.refusals import INSTEAD, check_processes
 
 RETRAIN = {"method": "retrain", "retain": images([0, 1, 3, 4], seed=9)}
 ENTRY = {"classes": [CAT], "date": "2026-01-01"}
+
+ONE = torch.ones(1, dtype=torch.long)
 
 
 def ledger(*entries):
@@ -322,6 +325,15 @@ TRAINING = [
         training(model=constant(50.0), method="ssd", retain=images([0, 1, 3, 4], seed=9), with_retain=True),
         "10 times",
         "another method",
+    ),
+    Case(
+        "floats of 0..255 to an attack",
+        lambda _: PGDLinf()(
+            PixelClassifier(tiny_model(), tiny_processor()), 255 * torch.rand(2, 3, 8, 8), torch.ones(2).long()
+        ),
+        "pixels from",
+        "floats in [0, 1]",
+        works=True,
     ),
     Case("a second run", lambda run: run.train(), "SGD has been used", "new trainer", run_once, works=True),
     Case("nothing to resume", lambda run: run.train(True), "resume_from_checkpoint=True", "output_dir", untrained),

@@ -3,7 +3,9 @@ import torch
 import torch.nn.functional as F
 from cases import linear_classifier
 from sweep import sweep
+from torch import nn
 
+from zspag_hf.errors import UnlearningError
 from zspag_hf.pipeline.attacks import ATTACKS, CW, FGSM, PGDL2, DeepFool, PGDLinf, l2
 
 RADIUS = {"inf": 0.1, "2": 0.6}
@@ -98,10 +100,20 @@ class TestContract:
         """Batch statistics and dropout would make the answer depend on the batch."""
         classifier, pixels, targets = victim
         expected = attack(classifier, pixels, targets)
-        classifier.model.train()
+        modules = list(classifier.model.modules())
+        for module in modules:  # a norm that a user keeps in eval mode, in a model that trains
+            module.training = not isinstance(module, (nn.LayerNorm, nn.BatchNorm2d))
+        mode = [module.training for module in modules]
         result = attack(classifier, pixels, targets)
+        assert [module.training for module in modules] == mode and len(set(mode)) == 2, "each in the mode it was in"
         classifier.model.eval()
         assert torch.equal(result.pixels, expected.pixels)
+
+    @pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (-1.0, 1.0), (0.0, float("nan"))])
+    def test_floats_outside_of_the_box_are_refused_not_clipped(self, attack, victim, low, high):
+        classifier, pixels, targets = victim
+        with pytest.raises(UnlearningError, match=r"no images to attack.*floats in \[0, 1\]"):
+            attack(classifier, low + (high - low) * pixels, targets)
 
     def test_works_inside_no_grad(self, attack, victim):
         classifier, pixels, targets = victim
@@ -260,3 +272,11 @@ class TestCW:
         pixels = vit.pixels(3).round()
         result = CW(steps=5)(classifier, pixels, classifier.predict(pixels).argmin(1))
         assert result.pixels.isfinite().all()
+
+    @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+    def test_it_moves_black_and_white_pixels_across(self, kind):
+        """A step of w from there is less than a rounding of x, so w has to be kept."""
+        classifier, pixels = linear_classifier(gain=3.0), torch.rand(8, 1, 3, 3).round().double()
+        targets = classifier(pixels).topk(2).indices[:, 1]
+        result = CW()(classifier.to(kind), pixels.to(kind), targets)
+        assert result.crossed.all() and (result.pixels - pixels).abs().amax((1, 2, 3)).gt(0.01).all()

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers as hf
 from cases import MODELS, raw_processor
 from tiny import tiny_model, tiny_processor
 from torch import nn
 
-from zspag_hf.evaluation.heatmaps import heatmap_layer, heatmaps, prefix_tokens
+from zspag_hf.evaluation.heatmaps import heatmap_layer, heatmaps, token_grid
 from zspag_hf.pipeline.classifier import PixelClassifier
 
 LAYERS = {  # the tiny models that a picture can be drawn of -> the layer, by its last names
@@ -90,9 +91,51 @@ def has_a_map_and_is_left_as_it_was(case):
     return True
 
 
-def test_what_stands_before_a_square_grid():
-    expected = {64: 0, 65: 1, 198: 2, 261: 5, 49: 0, 71: None, 2: None}
-    assert {count: prefix_tokens(count) for count in expected} == expected
+@pytest.mark.parametrize(
+    ("settings", "size", "count", "expected"),
+    [
+        ({"patch_size": 16}, (224, 224), 197, (14, 14)),
+        ({"patch_size": 16}, (224, 224), 198, (14, 14)),  # DeiT
+        ({"patch_size": 14, "num_register_tokens": 4}, (224, 224), 261, (16, 16)),
+        ({"patch_size": 4, "num_register_tokens": 4}, (8, 8), 9, (2, 2)),  # 3 x 3, by its count alone
+        ({"patch_size": 16}, (32, 288), 37, (2, 18)),  # 6 x 6 and a class token, by its count alone
+        ({"patch_size": [2, 4]}, (8, 8), 8, (4, 2)),
+        ({"patch_size": 4}, (64, 32), 32, (8, 4)),  # merged once
+        ({"patch_size": 4}, (64, 32), 33, None),  # a stage that merged has no class token
+        ({"patch_sizes": [7, 3, 3]}, (64, 32), 32, (8, 4)),
+        ({"patch_sizes": [7, 3, 3]}, (64, 32), 36, None),  # a square
+        ({"patch_size": 16}, (224, 224), 144, None),
+        ({"patch_size": 8, "patch_stride": [4, 4]}, (32, 32), 64, (8, 8)),
+        ({"vision_config": SimpleNamespace(patch_size=8)}, (32, 16), 8, (4, 2)),
+    ],
+)
+def test_the_grid_is_told_by_the_patches_and_the_image(settings, size, count, expected):
+    assert token_grid(SimpleNamespace(**settings), (1, 3, *size), count) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "prefix"),
+    [
+        (hf.ViTForImageClassification, (8, 24), 1),  # 2 x 6
+        (hf.Dinov2WithRegistersForImageClassification, (8, 8), 5),  # 2 x 2, which make a square of 9 with the rest
+    ],
+)
+def test_a_grid_that_is_no_square_or_stands_behind_registers_has_its_map(kind, size, prefix):
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    side = size[0] if size[0] == size[1] else list(size)
+    model = kind(kind.config_class(image_size=side, patch_size=4, num_labels=3, **shape)).eval()
+    classifier = PixelClassifier(model, raw_processor())
+    pixels, labels = torch.rand(4, 3, *size), torch.tensor([0, 1, 2, 0])
+    layer = heatmap_layer(classifier, pixels[:1])
+    kept = []
+    hook = model.get_submodule(layer).register_forward_hook(lambda _m, _a, out: kept.append(out))
+    logits = classifier(pixels)
+    hook.remove()
+    gradient = torch.autograd.grad(logits[range(4), labels].sum(), kept[0])[0]
+    tokens, slopes = kept[0][:, prefix:], gradient[:, prefix:]
+    expected = (slopes.mean(1, keepdim=True) * tokens).sum(2).relu().unflatten(1, (size[0] // 4, size[1] // 4))
+    torch.testing.assert_close(heatmaps(classifier, layer, pixels, labels), expected.detach(), atol=1e-6, rtol=1e-4)
 
 
 def test_a_frozen_model_that_writes_over_its_maps_has_the_same_maps():

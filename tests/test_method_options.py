@@ -49,6 +49,8 @@ OTHER = {  # option -> a value that is no method's default
     "with_retain": True,
     "max_retain_samples": 5,
     "sparsity": 0.25,
+    "share": 0.5,
+    "dispersion": 2.0,
     "holdout_share": 0.4,
     "scope": "head",
     "proxy_budget": 0.5,
@@ -160,7 +162,7 @@ COMBINATIONS = [  # options of one method that say nothing, or contradict each o
     ("zspag", {"proxy_policy": "second", "proxies_per_class": 9}, "proxies_per_class=9.*give proxy_policy='quota'"),
     ("zspag", {"targets": "second_best"}, "tilt='influence' would change nothing.*Give tilt='none'"),
     ("trw", {"targets": "paper"}, "tilt='similarity' would change nothing.*targets='renormalised'"),
-    ("zspag_paper", {"constraint": "soft"}, "subspace_merge='literal' yields bases.*give subspace_merge='gram'"),
+    ("zspag_paper", {"constraint": "soft"}, "subspace_merge='truncated' yields bases.*give subspace_merge='gram'"),
     ("salun", {"subspace_merge": "random"}, "subspace_merge='random'.*or constraint='hard'"),
     ("salun", {"attack_eps": 0.5}, "attack_eps=0.5 would change nothing, as SalUn.*constraint='soft'"),
     ("finetune", {"energy_threshold": 0.5}, "energy_threshold=0.5 would change nothing.*or leave it out"),
@@ -169,7 +171,7 @@ COMBINATIONS = [  # options of one method that say nothing, or contradict each o
         {"constraint": "none", "subspace_merge": "gram", "energy_threshold": 0.5},
         "energy_threshold=0.5 would",
     ),
-    ("salun", {"influence_sign": "upweight"}, "influence_sign='upweight' would change nothing.*tilt='influence'"),
+    ("salun", {"influence_sign": "eq10"}, "influence_sign='eq10' would change nothing.*tilt='influence'"),
     ("salun", {"max_retain_samples": 5}, "max_retain_samples=5 would change nothing.*with_retain=True"),
 ]
 
@@ -281,7 +283,7 @@ SGD = {"optim": "sgd", "optim_args": None, "weight_decay": 0.0}
 MOMENTUM = SGD | {"optim_args": "momentum=0.9"}
 DECAYED = MOMENTUM | {"weight_decay": 5e-4}
 PUBLISHED = [  # method, form, labels -> options; of CIFAR-10 or of CIFAR-100 where there are two
-    ("zspag_paper", {}, (5, 100), SGD | {"learning_rate": 0.01, "num_train_epochs": 10, "energy_threshold": 0.99}),
+    ("zspag_paper", {}, (5, 100), SGD | {"learning_rate": 0.17, "num_train_epochs": 5, "energy_threshold": 0.98}),
     ("unsc", {}, (5, 20), SGD | {"learning_rate": 0.04, "num_train_epochs": 25, "energy_threshold": 0.99}),
     ("unsc", {}, (21, 100), SGD | {"learning_rate": 0.04, "num_train_epochs": 20, "constraint": "hard"}),
     ("random_labels", {}, (5, 100), SGD | {"learning_rate": 0.01, "num_train_epochs": 10}),
@@ -295,6 +297,13 @@ PUBLISHED = [  # method, form, labels -> options; of CIFAR-10 or of CIFAR-100 wh
     ("boundary_shrink", {}, (5, 20), MOMENTUM | {"learning_rate": 1e-3, "num_train_epochs": 15}),
     ("boundary_shrink", {}, (21, 100), MOMENTUM | {"learning_rate": 1e-4, "num_train_epochs": 35}),
     ("boundary_expand", {}, (5, 100), MOMENTUM | {"learning_rate": 1e-5, "num_train_epochs": 10}),
+    ("delete", {}, (5, 100), MOMENTUM | {"learning_rate": 1e-4, "num_train_epochs": 20}),
+    (
+        "spotter",
+        {},
+        (5, 100),
+        DECAYED | {"learning_rate": 1e-4, "num_train_epochs": 10, "share": 0.7},
+    ),
     ("gkt", {}, (5, 100), {"learning_rate": 1e-3}),
     ("scrub", {}, (5, 100), DECAYED | {"learning_rate": 5e-4, "num_train_epochs": 3}),
     ("finetune", {}, (5, 100), DECAYED | {"learning_rate": 0.01, "num_train_epochs": 10}),
@@ -349,10 +358,10 @@ class TestPublished:
             "unsc": ("second_best", "none"),
         }
 
-    def test_the_paper_s_form_is_the_literal_one(self):
+    def test_the_paper_s_form_is_as_printed_but_for_the_sign(self):
         paper = METHODS["zspag_paper"]()
-        assert (paper.constraint, paper.subspace_merge, paper.proxy_policy) == ("hard", "literal", "second")
-        assert paper.proxies_per_class == 100
+        assert (paper.constraint, paper.subspace_merge, paper.proxy_policy) == ("hard", "truncated", "quota")
+        assert (paper.targets, paper.influence_sign, paper.proxies_per_class) == ("paper", "upweight", 100)
 
     def test_the_default_leaves_its_choices_open(self):
         method = METHODS["zspag"]()

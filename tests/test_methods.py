@@ -54,7 +54,7 @@ OPTIONS = {  # where the usual ones leave nothing to see in few steps
     "boundary_expand": {"learning_rate": 0.001},
     "gkt": {"max_steps": 4},
     "scrub": {"learning_rate": 0.002},
-    "zspag_paper": {"proxy_policy": "quota", "energy_threshold": 0.8, "learning_rate": 0.1},
+    "zspag_paper": {"energy_threshold": 0.8, "learning_rate": 0.1},
 }
 TEST = images([0, 1, 2, 3, 4] * 4, seed=7)
 

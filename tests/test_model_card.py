@@ -422,7 +422,7 @@ class TestText:
             (
                 "zspag_paper",
                 {"constraint": "none", "subspace_merge": "gram"},
-                "in its literal form ([arXiv 2507",
+                "as printed ([arXiv 2507",
             ),
             ("random_labels", {}, "another label that stays, drawn at random"),
             ("random_labels", {"constraint": "hard"}, CONSTRAINTS["hard"]),
@@ -521,7 +521,7 @@ RUNS = [
     "--method zspag_paper --learning_rate 0.1 --optim adamw_torch --lr_scheduler_type linear --num_train_epochs 3",
     "--method zspag_paper --constraint soft --subspace_merge gram --attack fgsm --max_steps 7 --weight_decay 0.1",
     "--method random_labels --constraint hard --learning_rate 0.1",
-    "--method random_labels --targets uniform --tilt influence --influence_sign upweight --attack_steps 3",
+    "--method random_labels --targets uniform --tilt influence --influence_sign eq10 --attack_steps 3",
     "--method salun --sparsity 0.3 --targets second_best --optim_args momentum=0.9,nesterov=True",
     "--method unsc --constraint none --targets renormalised --max_retain_samples 50 --retain_in_evaluation",
     "--method scrub --max_retain_samples 9 --retain_in_evaluation",

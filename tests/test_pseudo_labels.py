@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import trainer
 
 from zspag_hf import UnlearningError
@@ -153,9 +154,15 @@ class TestPaper:
 
         return make
 
-    @pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0, 10.0])
-    def test_rows_are_distributions_over_retained_classes(self, influence, labels, penalty, made):
-        on_the_simplex(made(influence, labels, penalty))
+    @pytest.mark.parametrize("sign", SIGNS)
+    def test_rows_are_distributions_over_retained_classes(self, influence, labels, sign, made):
+        on_the_simplex(made(influence, labels, sign=sign))
+
+    def test_under_the_mask_there_is_no_penalty(self, influence, labels, made):
+        """One only lowered the entropy there: two draws of the start then had nothing in common."""
+        assert torch.equal(made(influence, labels, 0.0), made(influence, labels, 1e3))
+        first, second = (made(influence, labels, steps=100, seed=seed) for seed in (3, 4))
+        assert (first.argmax(1) == second.argmax(1)).all()
 
     def test_same_seed_same_labels(self, influence, labels, made):
         first = made(influence, labels, seed=3)
@@ -169,25 +176,43 @@ class TestPaper:
         z[:, FORGET] = -torch.inf
         torch.testing.assert_close(made(influence, labels, steps=0, seed=3), z.softmax(1))
 
-    def test_descends_eq_10(self, influence, labels, made):
-        """Without the penalty, sum_k y_k a_ik goes down from its start, towards the smallest a."""
-        change = [(made(influence, labels, 0.0, n) * influence).sum(1) for n in (0, 20, 400)]
+    def test_the_printed_sign_descends_eq_10(self, influence, labels, made):
+        """sum_k y_k a_ik goes down from its start, towards the smallest a."""
+        change = [(made(influence, labels, steps=n, sign="eq10") * influence).sum(1) for n in (0, 20, 400)]
         assert (change[1] < change[0]).all() and (change[2] < change[1]).all()
         smallest = influence[:, KEEP].amin(1)
         assert (change[2] - smallest < 0.1 * (change[0] - smallest) + 0.02).all()
 
-    def test_the_other_sign_climbs_it(self, influence, labels, made):
-        change = [(made(influence, labels, 0.0, n, sign="upweight") * influence).sum(1) for n in (0, 20)]
+    def test_the_default_sign_climbs_it(self, influence, labels, made):
+        change = [(made(influence, labels, steps=n) * influence).sum(1) for n in (0, 20)]
         assert (change[1] > change[0]).all()
 
-    def test_the_penalty_pushes_away_from_the_true_label(self, influence, made):
-        """With the true label among the allowed ones, its share shrinks as the weight grows."""
-        labels = torch.tensor([0, 2, 3, 5, 0, 2, 3])
+    def test_without_the_mask_the_kl_keeps_off_the_true_label(self, influence, labels, made):
+        """And off it alone: with no influence the other shares stay as they began."""
         shares = [
-            made(0.1 * influence, labels, weight, 100).gather(1, labels[:, None]).mean() for weight in (0.0, 0.1, 3.0)
+            made(0.1 * influence, labels, weight, 100, masked=False).gather(1, labels[:, None]).mean()
+            for weight in (0.0, 0.1, 3.0)
         ]
-        assert shares[0] > shares[1] > shares[2]
-        assert shares[2] < 0.05
+        assert shares[0] > 0.05 and shares[0] > shares[1] > shares[2] and shares[2] < 0.05
+        start, pushed = (made(0 * influence, labels, 1.0, n, masked=False) for n in (0, 100))
+        others = torch.ones_like(start).scatter(1, labels[:, None], 0.0)
+        torch.testing.assert_close(*(F.normalize(y * others, 1.0) for y in (start, pushed)), rtol=0.35, atol=0.02)
+        assert pushed[:, FORGET].gt(0).any(), "other forgotten classes have their share"
+
+    def test_without_the_mask_the_loss_is_eq_10_plus_the_kl(self, influence, labels, made):
+        """One step of Adam from z is .1 times the sign of the gradient of a.y + log y[y_i]."""
+        z = torch.randn(7, 6, generator=torch.Generator().manual_seed(3)).requires_grad_()
+        a = influence / influence.std(correction=0)
+        log_y = z.log_softmax(1)
+        loss = (log_y.exp() * a).sum() - F.nll_loss(log_y, labels, reduction="sum")
+        step = 0.1 * torch.autograd.grad(loss, z)[0].sign()
+        found = made(influence, labels, 1.0, 1, seed=3, sign="eq10", masked=False)
+        torch.testing.assert_close(found, (z.detach() - step).softmax(1), rtol=1e-3, atol=1e-4)
+
+    def test_images_whose_class_stays_are_kept_off_it_under_the_mask_too(self, influence, made):
+        labels = torch.tensor([0, 2, 3, 5, 0, 2, 3])
+        shares = [made(0.1 * influence, labels, weight, 100).gather(1, labels[:, None]).mean() for weight in (0.0, 3.0)]
+        assert shares[0] > 0.1 and shares[1] < 0.05
 
     def test_influence_is_left_alone_and_returned(self, influence, labels):
         """Also where no gradients are recorded."""
@@ -210,7 +235,7 @@ class TestTiltedReweighting:
         assert class_similarity(self.head, [0]).tolist() == pytest.approx([0, 0.5, 0.5])
         head = torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]])  # from the centre (1, 1): (2,-1), (-1,2), (-1,-1)
         cosines = [-4 / 5, -1 / 10**0.5]
-        e = [math.exp(cosine / 0.1) for cosine in cosines]
+        e = [math.exp(cosine) for cosine in cosines]
         s = [value / sum(e) for value in e]
         assert class_similarity(head, [0]).tolist() == pytest.approx([0, *s])
         logits = torch.tensor([[5.0, 1.0, 0.5]])
@@ -250,6 +275,15 @@ class TestTiltedReweighting:
             moved = q + 0.3 * float(q.min()) * direction
             assert kl(moved) > kl(q)
 
+    def test_an_image_s_own_evidence_is_left(self, logits):
+        """A class whose row is near the forgotten one's gains, and takes over no image that is told from it."""
+        head = torch.eye(10)
+        head[1] = 0.6 * head[0] + 0.8 * head[1]  # as a dog's and a cat's
+        logits = torch.full((1, 10), -2.0)
+        logits[0, [0, 1, 7]] = torch.tensor([4.0, 0.0, 1.5])
+        plain, tilted = pseudo_labels(logits, [0], None).targets[0], tilted_reweighting(logits, [0], head).targets[0]
+        assert tilted[1] > 1.2 * plain[1] and tilted.argmax() == 7
+
     def test_a_large_beta_overwrites_the_image(self, logits, monkeypatch):
         head = torch.randn(6, 4)
         monkeypatch.setattr(pseudo_labels_module, "BETA", 1e4)
@@ -267,7 +301,7 @@ class TestClassSimilarity:
         head = torch.randn(6, 4).double()
         head = head - head.mean(0)
         unit = torch.nn.functional.normalize(head, dim=1)
-        each = [(unit[u] @ unit[KEEP].T / 0.1).softmax(0) for u in FORGET]
+        each = [(unit[u] @ unit[KEEP].T).softmax(0) for u in FORGET]
         torch.testing.assert_close(class_similarity(head, FORGET)[KEEP], (each[0] + each[1]) / 2)
 
     def test_what_is_added_to_every_row_or_scales_them_does_not_matter(self):

@@ -18,26 +18,32 @@ class TestDampen:
         theta = torch.tensor([2.0, 3.0, 4.0, 5.0, -6.0])
         data = torch.tensor([1.0, 1.0, 1.0, 0.0, 2.0])
         forget = torch.tensor([9.9, 10.0, 20.0, 1.0, 80.0])
-        chosen = dampen({"w": theta}, {"w": data}, {"w": forget}, 10.0, 1.0)
+        chosen = dampen({"w": theta}, {"w": data}, {"w": forget}, 10.0, 1.0, 0.0)
         assert chosen == 3 and torch.allclose(theta, torch.tensor([2.0, 3.0, 0.2, 0.0, -0.15]), rtol=1e-6, atol=0)
+
+    def test_the_strength_is_told_by_all_data_and_the_choice_by_the_others(self):
+        """A tenth of all data: I_D = .9 I_r + .1 I_f, so a tenth stays at least; by I_D none would be chosen."""
+        theta, data, forget = torch.ones(3), torch.tensor([1.0, 1.0, 0.0]), torch.tensor([9.0, 30.0, 5.0])
+        assert dampen({"w": theta}, {"w": data}, {"w": forget}, 10.0, 1.0, 0.1) == 2
+        assert theta.tolist() == pytest.approx([1.0, (0.9 + 3.0) / 30, 0.1])
 
     def test_no_weight_grows(self):
         """lambda 5, alpha 2: the factor 5 / 4 is cut at 1."""
         theta = torch.tensor([2.0, 2.0])
-        dampen({"w": theta}, {"w": torch.ones(2)}, {"w": torch.tensor([4.0, 10.0])}, 2.0, 5.0)
+        dampen({"w": theta}, {"w": torch.ones(2)}, {"w": torch.tensor([4.0, 10.0])}, 2.0, 5.0, 0.0)
         assert theta.tolist() == [2.0, 1.0]
 
     def test_entries_below_alpha_stay_bit_by_bit(self):
         theta, data = torch.randn(40, 30), torch.rand(40, 30)
         forget = data * 20 * torch.rand(40, 30)
         before, below = theta.clone(), ~(forget > 10 * data)
-        dampen({"w": theta}, {"w": data}, {"w": forget}, 10.0, 1.0)
+        dampen({"w": theta}, {"w": data}, {"w": forget}, 10.0, 1.0, 0.0)
         assert below.any() and torch.equal(theta[below], before[below])
         torch.testing.assert_close(theta[~below], (before * data / forget)[~below])
 
     def test_what_matters_to_neither_stays(self):
         theta = torch.ones(3)
-        assert dampen({"w": theta}, {"w": torch.zeros(3)}, {"w": torch.zeros(3)}, 10.0, 1.0) == 0
+        assert dampen({"w": theta}, {"w": torch.zeros(3)}, {"w": torch.zeros(3)}, 10.0, 1.0, 0.0) == 0
         assert torch.equal(theta, torch.ones(3))
 
 
@@ -121,6 +127,13 @@ class TestRun:
     def proxies(self, job):
         job.run.stages = StageCache(job.args.output_dir, {})
         return job.method.data(job.run, job.run.plan)
+
+    @pytest.mark.parametrize(("options", "share"), [({}, 1 / 5), ({"with_retain": True}, 64 / 224)])
+    def test_how_large_a_share_the_forget_images_are(self, tmp_path, monkeypatch, options, share):
+        seen, real = [], ssd.dampen
+        monkeypatch.setattr(ssd, "dampen", lambda *given: seen.append(given[-1]) or real(*given))
+        self.trained(tmp_path, **options, **({"retain": images([0, 2, 3, 4] * 40, seed=2)} if options else {}))
+        assert seen == [share]
 
     def test_with_retained_data_these_are_compared_with(self, tmp_path):
         job = trainer(tmp_path, **SSD, with_retain=True, retain=images([0, 1, 3, 4] * 5, seed=2))

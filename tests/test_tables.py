@@ -1,5 +1,6 @@
 """examples/benchmarks/tables.py, ablations.py: rows that exist, rates chosen on one half alone, runs that are kept."""
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -32,7 +33,7 @@ from ablations import (
 from benches import CLASS_ROWS, IMAGE_ROWS, STRONG_RATES, Bench, Training, halves, load_bench
 from models import NETWORKS
 from pages import PUBLISHED, average_gap, class_table, frontiers, image_table, retrained_row
-from tables import Budget, Runner, chosen, of_names
+from tables import BUDGETS, NEARLY, Budget, Runner, chosen, of_names
 
 from zspag_hf import METHODS, PixelClassifier, UnlearningConfig, UnlearningTrainer
 from zspag_hf.errors import UnlearningError
@@ -336,7 +337,7 @@ def test_every_row_of_the_ablations_is_a_setting_of_its_own():
         row.method.check(quick())  # raises for a setting that no run takes
     titles = {(row.kind, row.variant): row for row in rows}
     assert titles[DEFAULT, "pgd"].name == DEFAULT and titles[LITERAL, "pgd"].name == LITERAL
-    assert titles[LITERAL, "literal"].name == LITERAL and titles[DEFAULT, "tilt influence"].name == DEFAULT
+    assert titles[LITERAL, "truncated"].name == LITERAL and titles[DEFAULT, "tilt influence"].name == DEFAULT
     subspace = {row.variant: row.name for row in rows_of("subspace")}
     assert len(set(subspace.values()) | {LITERAL}) == 5
     counted = [row for row in rows_of("proxies") if row.base == LITERAL]
@@ -409,12 +410,31 @@ def test_published_figures_stand_beside_and_have_a_row():
     assert lines[-1].startswith("| a | 0.1 | 0.250 |")
 
 
+def test_the_point_of_less_forgetting_stands_beside_with_its_rate():
+    frontier = [cell(1, 0.5, 0.01), cell(2, 0.7, 0.05), cell(3, 0.8, 0.06)]
+    assert chosen(frontier, {})["rate"] == 1 and chosen(frontier, {}, forgotten=NEARLY)["rate"] == 2
+    row = {"rate": 1, "cells": [], "nearly": frontier[1] | {"test": {"acc_rt": 0.625, "acc_ut": 0.0625}}}
+    results = {"rows": {"a": row, "b": row | {"nearly": row["nearly"] | {"rate": 1}}, "c": {"rate": None, "cells": []}}}
+    report = {"original": {"acc_rt": 0.5}} | {name: {"acc_rt": 0.25} for name in "abc"}
+    lines = class_table({"g": {name: {} for name in "abc"}}, results, [report]).split("\n")
+    assert lines[0].endswith("| acc_rt / acc_ut at .05 |") and len({line.count("|") for line in lines}) == 1
+    assert [line.split("|")[-2].strip() for line in lines[-3:]] == ["0.625 / 0.062 at 2", "the same", ""]
+
+
+def test_a_published_rate_stands_with_its_batches():
+    row = {"published": (0.1, 512), "frontier": [cell(0.1, 0.5, 0.0), cell(0.3, 0.5, 0.0)]}
+    lines = frontiers({"rows": {"a": row, "b": row | {"published": (0.3, None)}}}).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == ["0.1 (published, batches of 512)", "0.3", "0.1", "0.3"]
+
+
 def test_the_grid_has_the_published_rate_and_larger_ones_under_a_hard_constraint(tmp_path):
     runner = Runner(bench([NAMES[2]]), BUDGET, tmp_path, [])
-    assert runner.rates(NegGrad()) == [5e-5, *BUDGET.rates]
+    assert runner.rates(NegGrad()) == [5e-5, *BUDGET.rates] and runner.published(NegGrad()) == (5e-5, 512)
+    for grid in (STRONG_RATES, *(budget.rates for budget in BUDGETS.values())):
+        assert all(2.9 < after / before < 3.4 for before, after in itertools.pairwise(grid))
+    assert all(budget.rates[0] == 1e-5 for budget in BUDGETS.values())
     assert runner.rates(UNSC()) == sorted([0.04, *STRONG_RATES])
-    assert runner.rates(ZSPAGPaper()) == [*STRONG_RATES]
-    assert runner.rates(ZSPAG()) == runner.rates(SSD()) == [None]
+    assert runner.rates(ZSPAGPaper()) == runner.rates(ZSPAG()) == runner.rates(SSD()) == [None]
 
 
 @pytest.mark.slow

@@ -1,14 +1,16 @@
-"""What each part of ZS-PAG does: one option at a time changed from the default and from the paper's literal form.
+"""What each part of ZS-PAG does: one option at a time changed from the default and from the paper's form.
 
     python examples/benchmarks/ablations.py                                       # digits, which needs nothing
+    python examples/benchmarks/ablations.py --parts subspace                      # the paper's table 5
     python examples/benchmarks/ablations.py --benches cifar --places places.json --parts attack constraint
     python examples/benchmarks/ablations.py --tables outputs/tables               # figure 2 with the rows of tables.py
 
 Benches, places and kept runs are those of tables.py; benches of images at random have nothing to ablate, as ZS-PAG
-forgets classes. The literal form's rate is chosen on validation data with the first seed, for its variants under the
-same constraint too; rows with another constraint or energy threshold, which are not steered by the run itself, have
-theirs chosen so. A default row without the soft constraint is the literal form's method with the default's proxies and
-targets, and loses more than that constraint: steering, held-out proxies and the fitted head.
+forgets classes. The paper's form and its variants under the same constraint have its preset, and so has table 5, with
+random labels in place of the pseudo-labels, without a constraint too; other rows with another constraint or energy
+threshold, which are not steered by the run itself, have their rate chosen on validation data with the first seed. A
+default row without the soft constraint is the paper's method with the default's proxies and targets, and loses more
+than that constraint: steering, held-out proxies and the fitted head.
 
 Beside each bench's table.md stand the paper's figure 2, membership inference against the retrained models'
 (mia_entropy), and figure 5, the attack's radius and the number of proxies.
@@ -42,18 +44,28 @@ from zspag_hf.report.figures import png
 from zspag_hf.report.figures.style import BESIDE, ROLES, dress, legend, new_figure, plain
 from zspag_hf.report.files import write_whole
 
-DEFAULT, LITERAL = "ZS-PAG", "ZS-PAG, literal"
-QUOTA, QUOTA_RL = f"{LITERAL}, quota", f"{LITERAL}, quota, RL"
-BASES: dict[str, Method] = {  # the paper gives no energy threshold; at .99, UNSC's, its form can move little or nothing
-    DEFAULT: ZSPAG(),
-    LITERAL: ZSPAGPaper(energy_threshold=0.9),
-}
-RATES = (1e-3, 1e-2, 1e-1, 0.3, 1.0)  # of the literal form: what a hard projection leaves of a step is small
+DEFAULT, LITERAL = "ZS-PAG", "ZS-PAG, as printed"
+PRINTED_RL = f"{LITERAL}, RL"
+PRESET = ZSPAGPaper()
+BASES: dict[str, Method] = {DEFAULT: ZSPAG(), LITERAL: PRESET}
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0)  # of rows without a preset, most of them constrained
 RADII, COUNTS = (0.02, 0.05, 0.1, 0.2, 0.4), (3, 10, 30, 100)
 # the default's proxies and targets, without what needs its constraint
-UNSTEERED = ZSPAGPaper(proxy_policy="quota", subspace_merge="gram", targets="renormalised", tilt="influence")
-# random labels under the literal form's constraint
-IN_SUBSPACE = RandomLabels(constraint="hard", energy_threshold=0.9, subspace_merge="literal", proxy_policy="second")
+UNSTEERED = ZSPAGPaper(
+    proxy_policy="quota",
+    subspace_merge="gram",
+    energy_threshold=0.99,
+    targets="renormalised",
+    tilt="influence",
+    influence_sign="eq10",
+)
+UNCONFINED = RandomLabels(learning_rate=PRESET.learning_rate, num_train_epochs=PRESET.num_train_epochs)
+IN_SUBSPACE = replace(
+    UNCONFINED,
+    constraint="hard",
+    energy_threshold=PRESET.threshold,
+    subspace_merge=PRESET.subspace_merge,
+)
 
 
 def default(**changes) -> Method:
@@ -62,14 +74,13 @@ def default(**changes) -> Method:
 
 
 def literal(**changes) -> Method:
-    """The literal form with other options."""
+    """The paper's form with other options."""
     return replace(BASES[LITERAL], **changes)
 
 
 def with_quota(method: Method) -> dict[str, Method]:
-    """A method with each number of proxies; by eq. 2 a class has as many as there are images next to it, so the literal
-    form needs a quota here."""
-    return {f"{n} a class": replace(method, proxy_policy="quota", proxies_per_class=n) for n in COUNTS}
+    """A method with each number of proxies."""
+    return {f"{n} a class": replace(method, proxies_per_class=n) for n in COUNTS}
 
 
 FORMS = {DEFAULT: default, LITERAL: literal}
@@ -78,19 +89,19 @@ TILT = {name: "none" if name == "second_best" else "influence" for name in PRIOR
 PARTS: dict[str, dict[str, dict[str, Method]]] = {
     "threshold": {
         DEFAULT: {f"energy {x:g}": default(energy_threshold=x) for x in (0.9, 0.99, 0.999, 0.9999)},
-        LITERAL: {f"energy {x:g}": literal(energy_threshold=x) for x in (0.5, 0.8, 0.9, 0.97, 0.99)},
+        LITERAL: {f"energy {x:g}": literal(energy_threshold=x) for x in (0.5, 0.8, 0.9, 0.99)},
     },
     "attack": {base: {name: form(attack=name) for name in ATTACKS} for base, form in FORMS.items()},
     "radius": {base: {f"eps {x:g}": form(attack_eps=x) for x in RADII} for base, form in FORMS.items()},
     "proxies": {
         DEFAULT: with_quota(default()),
-        QUOTA: with_quota(literal()),
-        QUOTA_RL: with_quota(IN_SUBSPACE),
+        LITERAL: with_quota(literal()),
+        PRINTED_RL: with_quota(IN_SUBSPACE),
     },
     "policy": {base: {name: form(proxy_policy=name) for name in POLICIES} for base, form in FORMS.items()},
     "subspace": {
         LITERAL: {
-            "RL": RandomLabels(),
+            "RL": UNCONFINED,
             "random subspace + RL": replace(IN_SUBSPACE, subspace_merge="random"),
             "estimated subspace + RL": IN_SUBSPACE,
             "random subspace + pseudo-labels": literal(subspace_merge="random"),
@@ -98,10 +109,10 @@ PARTS: dict[str, dict[str, dict[str, Method]]] = {
     },
     "merge": {LITERAL: {name: literal(subspace_merge=name) for name in MERGES}},
     "constraint": {
-        DEFAULT: {"hard": UNSTEERED, "none": replace(UNSTEERED, constraint="none")},
+        DEFAULT: {"hard": UNSTEERED, "none": replace(UNSTEERED, constraint="none", energy_threshold=None)},
         LITERAL: {
             "soft": literal(constraint="soft", subspace_merge="gram"),
-            "none": literal(constraint="none", subspace_merge="gram", energy_threshold=None),
+            "none": literal(constraint="none", subspace_merge="gram"),
         },
     },
     "pseudo-label": {
@@ -113,6 +124,7 @@ PARTS: dict[str, dict[str, dict[str, Method]]] = {
         },
         LITERAL: {
             **{f"sign {name}": literal(influence_sign=name) for name in SIGNS},
+            "KL in place of the mask": literal(targets="paper_unmasked"),
             **{f"prior {name}": literal(targets=name, tilt=tilt) for name, tilt in TILT.items()},
             **{f"tilt {name}": literal(targets="renormalised", tilt=name) for name in TILTS},
         },
@@ -214,19 +226,18 @@ def chosen_rate(runner: Runner, row: Row, seed: int) -> float:
 
 def confining(method: Method) -> tuple:
     """What a rate suits: the constraint and its energy threshold."""
-    return getattr(method, "constraint", None), getattr(method, "energy_threshold", None)
+    return getattr(method, "constraint", None), getattr(method, "threshold", None)
 
 
 def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
     """Run every row for every seed; kept runs are read."""
     rows = all_rows(parts)
-    literal_rate = chosen_rate(runner, rows[LITERAL], seeds[0])
     rates, cells, errors = {}, {}, {}
     for row in tqdm(rows.values(), desc=runner.bench.name):
         if isinstance(row.method, ZSPAG):
             rates[row.name] = None
-        elif row.base == LITERAL and confining(row.method) == confining(BASES[LITERAL]):
-            rates[row.name] = literal_rate
+        elif isinstance(row.method, RandomLabels) or confining(row.method) == confining(BASES[LITERAL]):
+            rates[row.name] = None  # the preset's
         else:  # what one constraint takes is too much for a looser one, and nothing for a tighter one
             rates[row.name] = chosen_rate(runner, row, seeds[0])
         cells[row.name] = []
@@ -323,9 +334,8 @@ def membership_figure(reports: list[dict[str, dict]], names: dict[str, str]) -> 
 
 
 CURVES = {  # kind -> text, colour, marker
-    LITERAL: ("acc_rt, literal form", BESIDE[0], "o"),
-    QUOTA: ("acc_rt, literal form with a quota (b)", BESIDE[0], "o"),
-    QUOTA_RL: ("acc_rt, the same with random labels (b)", ROLES["unlearned"][0], "s"),
+    LITERAL: ("acc_rt, the paper's form", BESIDE[0], "o"),
+    PRINTED_RL: ("acc_rt, the same with random labels (b)", ROLES["unlearned"][0], "s"),
     DEFAULT: ("acc_rt, default", BESIDE[1], "^"),
 }
 
@@ -343,9 +353,9 @@ def attack_figure(ablation: Ablation) -> Figure:
             drawn = curve(axes, places, [ablation.values(name, "acc_rt") for name in names], colour, marker, "-")
             entries |= {text: drawn} if drawn else {}
             curve(axes, places, [ablation.values(name, "acc_ut") for name in names], colour, marker, "--", "white")
-        names = [row.name for row in of_part[part] if row.kind in (LITERAL, QUOTA)]
+        names = [row.name for row in of_part[part] if row.kind == LITERAL]
         drawn = curve(axes, places, [ablation.success(name) for name in names], "#777777", "d", ":")
-        entries |= {"attacks that succeed, literal form": drawn} if drawn else {}
+        entries |= {"attacks that succeed, the paper's form": drawn} if drawn else {}
         for model in ("original", "retrained"):
             if values := ablation.values(model, "acc_rt"):
                 colour = ROLES[model][0]
@@ -428,8 +438,8 @@ def main() -> None:
         ablation = ablate(runner, arguments.parts, arguments.seeds)
         facts = machine()
         text = f"# {bench.name}\n\n{table(ablation, arguments.parts)}\n{failures(ablation)}\n"
-        text += f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores; seeds {arguments.seeds}; rate of the literal"
-        text += f" form and its variants {ablation.rates[LITERAL]:g}.\n"
+        text += f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores; seeds {arguments.seeds}; rate of the paper's"
+        text += f" form and its variants {PRESET.learning_rate:g}.\n"
         write_whole(str(runner.folder / "table.md"), text.encode())
         for name, figure in draw(ablation, arguments.parts, beside).items():
             write_whole(str(runner.folder / name), png(figure))

@@ -41,7 +41,7 @@ from zspag_hf.pipeline.grams import collect_grams
 from zspag_hf.pipeline.influence import label_influence
 from zspag_hf.pipeline.proxies import ProxySet, attack_pairs, make_proxies, quota_pairs
 from zspag_hf.pipeline.pseudo_labels import retained_mask
-from zspag_hf.pipeline.subspaces import Spectrum, literal_bases
+from zspag_hf.pipeline.subspaces import Spectrum, merged_bases
 
 EPOCHS = 10
 THRESHOLD = 0.99
@@ -137,7 +137,7 @@ def subspace_memory(arguments: Namespace, form: str) -> float:
 
 def subspace_times(arguments: Namespace, inputs: tuple) -> dict[str, float]:
     """Seconds of the library's way, of one SVD of all rows, and of the equations as written."""
-    forms = FORMS | {"class by class": literal_bases}
+    forms = FORMS | {"class by class": merged_bases}
     return interleaved(
         {name: lambda form=form: partial(form, *inputs) for name, form in forms.items()}, arguments.repeats
     )

@@ -1,17 +1,19 @@
 """GradCAM (arXiv 1610.02391) for convolutional networks and vision transformers."""
 
 import contextlib
-import math
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from ..pipeline.classifier import PixelClassifier, to_unit
 
 FINE = 4  # positions along a side that a picture should have, where a layer has them
-MOST_PREFIX_TOKENS = 5  # a class token and four registers (DINOv2)
+PREFIX_TOKENS = 2  # at most, beside registers: for the class, and for distillation (DeiT)
 
 
 def heatmap_layer(classifier: PixelClassifier, pixels: Tensor) -> str | None:
@@ -19,8 +21,9 @@ def heatmap_layer(classifier: PixelClassifier, pixels: Tensor) -> str | None:
 
     Of a convolutional network the last map ``(n, D, h, w)`` with 4 x 4 positions or more, else with 2 x 2; of a
     transformer the last normalisation that feeds queries, keys and values, since the last block's own output has no
-    gradient on patch tokens where a class token is read; of one without such (Swin) the last over a square grid. None
-    where the model has none of them.
+    gradient on patch tokens where a class token is read; of one without such (Swin) the last over a grid alone. None
+    where the model has none of them, or tokens whose grid is not told by configuration and image
+    (:func:`token_grid`).
     """
     maps, coarse, grids = list[str](), list[str](), list[str]()  # names of layers, in the order of the pass
     norms = dict[tuple, str]()  # where an output lies -> the normalisation that gave it
@@ -31,11 +34,12 @@ def heatmap_layer(classifier: PixelClassifier, pixels: Tensor) -> str | None:
         def hook(_module, args, output):
             if not isinstance(output, Tensor):
                 return
-            prefix = prefix_tokens(output.shape[1]) if isinstance(module, nn.LayerNorm) and output.dim() == 3 else None
-            if prefix is not None:
+            tokens = isinstance(module, nn.LayerNorm) and output.dim() == 3
+            grid = token_grid(classifier.model.config, pixels.shape, output.shape[1]) if tokens else None
+            if grid is not None:
                 norms[output.data_ptr(), output.shape] = name
                 kept.append(output)
-                grids.extend([name] * (prefix == 0))
+                grids.extend([name] * (grid[0] * grid[1] == output.shape[1]))
             if isinstance(module, (nn.Linear, Conv1D)) and args[0].dim() == 3:
                 readers[args[0].data_ptr(), args[0].shape] += 1
             if output.dim() == 4 and min(output.shape[2:]) > 1:
@@ -52,10 +56,32 @@ def heatmap_layer(classifier: PixelClassifier, pixels: Tensor) -> str | None:
     return next((names[-1] for names in (attended, grids, maps, coarse) if names), None)
 
 
-def prefix_tokens(count: int) -> int | None:
-    """Class, distillation and register tokens in front of a square grid of at least 2 x 2; None where it fits none."""
-    prefix = count - math.isqrt(count) ** 2
-    return prefix if prefix <= MOST_PREFIX_TOKENS and count >= 4 else None
+def token_grid(config: PretrainedConfig, images: Sequence[int], count: int) -> tuple[int, int] | None:
+    """Rows and columns, 2 at least, of the patches of ``images`` ``(n, channels, H, W)`` among ``count`` tokens; class,
+    distillation and register tokens stand in front of them.
+
+    By the configuration's patches, also when a deeper stage has merged them two by two. A configuration without one
+    size of patches: by squares that tile the image, as many as there are tokens, or one fewer. None where neither fits.
+    """
+    config = getattr(config, "vision_config", config)
+    side = next((s for n in ("patch_stride", "patch_size") if (s := pair(getattr(config, n, None)))), None)
+    registers = getattr(config, "num_register_tokens", None) or 0
+    if side is None:
+        sides = [(s, s) for s in range(1, min(images[-2:])) if images[-2] % s == images[-1] % s == 0]
+    else:
+        sides = [(side[0] << stage, side[1] << stage) for stage in range(6)]
+    for stage, (high, wide) in enumerate(sides):
+        rows, columns = images[-2] // high, images[-1] // wide
+        most = 1 if side is None else 0 if stage else PREFIX_TOKENS + registers
+        if min(rows, columns) > 1 and 0 <= count - rows * columns <= most:
+            return rows, columns
+    return None
+
+
+def pair(size: Any) -> tuple[int, int] | None:
+    """Of one number, or two; None of anything else, such as a size for each stage."""
+    numbers = [size] * 2 if isinstance(size, int) else list(size) if isinstance(size, (list, tuple)) else []
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and all(isinstance(n, int) for n in numbers) else None
 
 
 def heatmaps(classifier: PixelClassifier, layer: str, pixels: Tensor, labels: Tensor, batch_size: int = 16) -> Tensor:
@@ -73,7 +99,9 @@ def heatmaps(classifier: PixelClassifier, layer: str, pixels: Tensor, labels: Te
             with torch.enable_grad():
                 logits = classifier(to_unit(x, classifier.device).detach().requires_grad_())
                 own = logits.gather(1, y.to(logits.device)[:, None]).sum()
-                slopes, activations = as_map(torch.autograd.grad(own, outputs[-1])[0]), as_map(outputs[-1].detach())
+                slopes = torch.autograd.grad(own, outputs[-1])[0]
+            both = (slopes, outputs[-1].detach())
+            slopes, activations = (as_map(part, classifier.model.config, x.shape) for part in both)
             maps.append((slopes.mean((2, 3), keepdim=True) * activations).sum(1).relu().float().cpu())
             outputs.clear()
     finally:
@@ -81,9 +109,10 @@ def heatmaps(classifier: PixelClassifier, layer: str, pixels: Tensor, labels: Te
     return torch.cat(maps)
 
 
-def as_map(output: Tensor) -> Tensor:
+def as_map(output: Tensor, config: PretrainedConfig, images: Sequence[int]) -> Tensor:
     """A layer's output as ``(n, D, h, w)``: of tokens ``(n, prefix + h w, D)`` the grid behind the prefix, laid out."""
     if output.dim() == 4:
         return output
-    side = math.isqrt(output.shape[1])
-    return output[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
+    grid = token_grid(config, images, output.shape[1])
+    assert grid is not None, "heatmap_layer names no other layer"
+    return output[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)

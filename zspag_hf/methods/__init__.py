@@ -8,6 +8,7 @@ from .badt import BadTeacher
 from .base import Method
 from .boundary_expand import BoundaryExpand
 from .boundary_shrink import BoundaryShrink
+from .delete import Delete
 from .finetune import FineTune
 from .fisher import Fisher
 from .gkt import GKT
@@ -21,6 +22,7 @@ from .retrain import Retrain
 from .run import Run
 from .salun import SalUn
 from .scrub import SCRUB
+from .spotter import Spotter
 from .ssd import SSD
 from .trw import TiltedReweighting
 from .unsc import UNSC
@@ -35,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     "badt": BadTeacher,
     "boundary_expand": BoundaryExpand,
     "boundary_shrink": BoundaryShrink,
+    "delete": Delete,
     "finetune": FineTune,
     "fisher": Fisher,
     "gkt": GKT,
@@ -46,6 +49,7 @@ METHODS: dict[str, type[Method]] = {
     "retrain": Retrain,
     "salun": SalUn,
     "scrub": SCRUB,
+    "spotter": Spotter,
     "ssd": SSD,
     "trw": TiltedReweighting,
     "unsc": UNSC,
@@ -65,6 +69,7 @@ __all__ = [
     "BoundaryShrink",
     "Confined",
     "Constrained",
+    "Delete",
     "FineTune",
     "Fisher",
     "L1Sparse",
@@ -80,6 +85,7 @@ __all__ = [
     "Retrain",
     "Run",
     "SalUn",
+    "Spotter",
     "Targets",
     "TiltedReweighting",
     "Trained",

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..config import option
 from ..errors import UnlearningError
 from ..parallel.processes import my_batches, summed
-from ..pipeline.attacks import PGDL2
+from ..pipeline.attacks import PGDL2, Untargeted
 from ..pipeline.classifier import GRADIENT_BATCH, to_unit
 from .options import Confined, OptionalRetained, Trained
 from .plan import Plan
@@ -23,16 +23,8 @@ FIRST_EPS, STEPS = 0.04, 50  # the paper's, in Euclidean norm on [0, 1] pixels
 DOUBLINGS = 10  # the published code may double for ever
 
 
-class LeaveLabel(PGDL2):
+class LeaveLabel(Untargeted, PGDL2):
     """PGD-L2 away from a label, whatever comes next."""
-
-    def loss(self, logits, target, x, clean):
-        """Away from the label."""
-        return -F.cross_entropy(logits, target, reduction="none")
-
-    def arrived(self, answer, target):
-        """Any other answer."""
-        return answer != target
 
 
 def nearest_adversaries(

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..config import option
 from ..parallel.processes import my_batches, summed
-from ..pipeline.attacks import FGSM
+from ..pipeline.attacks import FGSM, Untargeted
 from ..pipeline.classifier import PixelClassifier, gradient_batch
 from ..pipeline.pseudo_labels import retained_mask
 from .options import Confined, Trained
@@ -22,19 +22,11 @@ from .run import Run
 BOUND = 0.1  # of the maximum norm, in [0, 1] pixels: the published code's
 
 
-class AwayFromLabel(FGSM):
+class AwayFromLabel(Untargeted, FGSM):
     """Untargeted FGSM: x' = x + eps sign(grad CE(f(x), y)), in the box, for every image."""
 
     def __init__(self, eps: float = BOUND):
         super().__init__(eps, leave_early=False)
-
-    def loss(self, logits, target, x, clean):
-        """Away from the label."""
-        return -F.cross_entropy(logits, target, reduction="none")
-
-    def arrived(self, answer, target):
-        """Any other answer."""
-        return answer != target
 
 
 def nearest_wrong_labels(

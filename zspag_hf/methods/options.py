@@ -23,7 +23,11 @@ CONSTRAINTS = {
     "soft": "Training steps were damped in the directions that the proxies use.",
     "hard": "Training steps were confined to directions that the proxies do not use.",
 }
-MERGES = ("gram", "literal", "random")
+MERGES = ("gram", "truncated", "gpm", "random")
+PAPER = {  # targets made by influence alone -> in words
+    "paper": "pseudo-labels by influence, eq. 7-10 of ZS-PAG",
+    "paper_unmasked": "pseudo-labels by influence, eq. 7-10 of ZS-PAG, with its KL in place of a mask",
+}
 
 
 @dataclass(kw_only=True)
@@ -78,6 +82,8 @@ def nothing(method: Method, name: str, value: Any) -> str:
 class Constrained(Method):
     """Steps confined to what some images do not use (eq. 3 to 5), or damped by how much they use it."""
 
+    hard_threshold: ClassVar[float] = 0.99
+
     constraint: str = option(
         "none", "Damp what proxies use, leave their subspace alone exactly, or neither", choices=CONSTRAINTS
     )
@@ -89,7 +95,7 @@ class Constrained(Method):
     )
     subspace_merge: str = option(
         "gram",
-        "One Gram matrix a layer; hard form alone: eq. 3-4 by stacked SVDs, or a random subspace of its rank",
+        "One Gram matrix a layer; hard form alone: eq. 4 cut as UNSC's, GPM's rule, or random at the ranks of the cut",
         choices=MERGES,
     )
 
@@ -113,7 +119,7 @@ class Constrained(Method):
     @property
     def threshold(self) -> float:
         """The energy threshold, also where it is unset."""
-        return self.energy_threshold or (0.99 if self.constraint == "hard" else 0.999)
+        return self.energy_threshold or (self.hard_threshold if self.constraint == "hard" else 0.999)
 
 
 @dataclass(kw_only=True)
@@ -144,7 +150,9 @@ class Targets(Method):
 
     targets: str = option("renormalised", "Targets of the forget images", choices=("paper", *PRIORS))
     tilt: str = option("none", "What tilts the renormalised or uniform targets", choices=TILTS)
-    influence_sign: str = option("eq10", "Labels of small influence gain, as printed, or the opposite", choices=SIGNS)
+    influence_sign: str = option(
+        "upweight", "Labels that help what stays, or eq. 10's printed sign, whose labels harm most", choices=SIGNS
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -153,7 +161,7 @@ class Targets(Method):
                 f"tilt={self.tilt!r} would change nothing: targets={self.targets!r} are not tilted. Give tilt='none',"
                 " or targets='renormalised'."
             )
-        if self.influence_sign != "eq10" and not self.by_influence:
+        if "influence_sign" in self.given() and not self.by_influence:
             raise UnlearningError(
                 f"influence_sign={self.influence_sign!r} would change nothing, as no target is made by influence: give"
                 " tilt='influence' or targets='paper', or leave it out."
@@ -162,15 +170,14 @@ class Targets(Method):
     @property
     def by_influence(self) -> bool:
         """Whether targets are made by influence."""
-        return self.targets == "paper" or self.tilt == "influence"
+        return self.targets in PAPER or self.tilt == "influence"
 
     def described(self) -> list[str]:
         """And what the forget images were trained on, where that is not the method's own."""
         lines = super().described()
         if not self.given().keys() & {"targets", "tilt"}:
             return lines
-        text = "pseudo-labels by influence, eq. 7-10 of ZS-PAG"
-        text = text if self.targets == "paper" else f"{PRIORS[self.targets]}{TILTS[self.tilt]}"
+        text = (PRIORS | PAPER)[self.targets] + TILTS[self.tilt]
         return [*lines, f"In place of the method's own targets the forget images had {text}."]
 
 

@@ -58,12 +58,14 @@ def dampen(
     of_forget: dict[str, Tensor],
     alpha: float,
     strength: float,
+    share: float,
 ) -> int:
-    """theta <- theta x min(lambda I_D / I_f, 1) where I_f > alpha I_D (eq. 5 and 6), in place; every other entry stays
-    bit by bit.
+    """theta <- theta x min(lambda I_D / I_f, 1) where I_f > alpha I_r (eq. 5 and 6), in place; every other entry stays
+    bit by bit. I_D is the importance to all data, (1 - share) I_r + share I_f.
 
     Args:
-        parameters: name -> tensor. of_data, of_forget: the same names -> I_D and I_f. strength: lambda.
+        parameters: name -> tensor. of_data, of_forget: the same names -> I_r, of the data without the forget images,
+            and I_f. strength: lambda. share: of the forget images in all data, in [0, 1].
 
     Returns:
         How many entries were chosen.
@@ -72,7 +74,8 @@ def dampen(
     for name, parameter in parameters.items():
         mine, forget = (part[name].to(parameter) for part in (of_data, of_forget))
         where = forget > alpha * mine
-        parameter[where] *= (strength * mine[where] / forget[where]).clamp(max=1)
+        whole = (1 - share) * mine[where] + share * forget[where]  # I_D
+        parameter[where] *= (strength * whole / forget[where]).clamp(max=1)
         chosen += int(where.sum())
     return chosen
 
@@ -88,12 +91,14 @@ def movable(run: Run) -> dict[str, torch.nn.Parameter]:
 
 @dataclass(kw_only=True)
 class SSD(Confined, OptionalRetained):
-    """One pass over other data D, one over the forget images, no training: entries whose importance to the forget
-    images exceeds alpha = 10 times that to D are multiplied by lambda I_D / I_f (lambda = 1).
+    """One pass over other data, one over the forget images, no training: entries whose importance to the forget images,
+    I_f, exceeds alpha = 10 times that to the other data, I_r, are multiplied by lambda I_D / I_f (lambda = 1).
 
-    With ``with_retain`` D is the retained images. Without, proxies stand for them, as METHODS proposes; the paper has
-    no such form (it stores I_D before the data are gone). In the paper D holds the forget images too, which has no
-    entry chosen where they are 1/alpha of D or more, as one of ten balanced classes is. With a share s of them its rule
+    With ``with_retain`` the other data are the retained images. Without, proxies stand for them, as METHODS proposes;
+    the paper has no such form (it stores importances before the data are gone). I_D is the paper's, over all data:
+    (1 - s) I_r + s I_f, s the share of the forget images, by count, or without retained data that of the forgotten
+    classes among all. So an entry keeps the share s of itself at least; I_r alone would leave it next to nothing. What
+    is chosen is told by I_r: by I_D nothing is where s is 1/alpha or more, as of ten balanced classes. The paper's rule
     at alpha / (1 + s (alpha - 1)) chooses what ours does at alpha: 10 is then 5.3 for s = .1, and its code has 5 for a
     ViT that forgets classes. (50 and lambda .1 for faces.)
 
@@ -121,11 +126,16 @@ class SSD(Confined, OptionalRetained):
     def prepare(self, run: Run) -> Plan:
         """An edit alone: the dampening."""
         forget, plan = run.forget, Plan(None, None, None)
-        of_data = self.importance(run, "importance_of_data", *self.data(run, plan))
+        others, labels = self.data(run, plan)
+        of_data = self.importance(run, "importance_of_data", others, labels)
         of_forget = self.importance(run, "importance_of_forget_set", forget.pixels, forget.labels)
 
+        share = len(run.class_ids) / run.classifier.num_labels
+        if run.retained is not None:
+            share = len(forget) / (len(forget) + len(others))
+
         def edit():
-            if not dampen(movable(run), of_data, of_forget, ALPHA, LAMBDA):
+            if not dampen(movable(run), of_data, of_forget, ALPHA, LAMBDA, share):
                 raise UnlearningError(
                     f"no weight matters more than {ALPHA:g} times as much to the forget images as to the other data, so"
                     " there is nothing to damp: give another method."
@@ -135,7 +145,7 @@ class SSD(Confined, OptionalRetained):
         return plan
 
     def data(self, run: Run, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Images and labels that stand for D."""
+        """Images and labels of the other data, or what stands for them."""
         retain = run.retained
         if retain is not None:
             return retain.pixels, retain.labels

@@ -17,8 +17,8 @@ from ..pipeline.grams import Frame, collect_grams, energy_missed, find_frames, f
 from ..pipeline.influence import kfac, label_influence
 from ..pipeline.proxies import ProxySet, make_proxies
 from ..pipeline.pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, tilted_reweighting
-from ..pipeline.subspaces import Basis, LayerGrams, Spectrum, free_energy, literal_bases, random_bases
-from .options import Confined, Constrained, Proxies, Targets
+from ..pipeline.subspaces import Basis, LayerGrams, Spectrum, free_energy, merged_bases, random_bases
+from .options import PAPER, Confined, Constrained, Proxies, Targets
 from .plan import Plan
 from .run import Run
 
@@ -28,7 +28,7 @@ INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature 
 
 @dataclass
 class Subspaces:
-    """Proxy Gram matrices with their spectrum; the bases that stand in for its own: literal (eq. 3-4), random, or None;
+    """Proxy Gram matrices with their spectrum; the bases that stand in for its own: merged (eq. 3-4), random, or None;
     and the frames of layers too wide for a matrix."""
 
     grams: LayerGrams
@@ -122,10 +122,12 @@ def gather_subspaces(run: Run, images: Any, method: Constrained | None = None) -
     grams.tensors = run.stages.on_disk("subspaces", dict(grams.tensors))  # large, and read a layer at a time
     with run.timed("subspaces"):
         spectrum, bases = Spectrum(grams, classifier.device, grams.owner), None
-        if method is not None and method.subspace_merge == "literal":
-            bases = literal_bases(classifier, images.pixels, images.labels, run.layers, method.threshold)
-        if method is not None and method.subspace_merge == "random":
-            bases = random_bases(spectrum.bases(method.threshold), run.seed)
+        merge = "gram" if method is None else method.subspace_merge
+        if method is not None and merge != "gram":
+            rule = "truncated" if merge == "random" else merge  # whose ranks the random ones have
+            inputs = (classifier, images.pixels, images.labels, run.layers)
+            bases = merged_bases(*inputs, method.threshold, rule, bound, run.quiet)
+            bases = random_bases(bases, run.seed) if merge == "random" else bases
     return Subspaces(grams, spectrum, bases, frames)
 
 
@@ -228,9 +230,11 @@ def make_targets(
 ) -> PseudoLabels:
     """By the original's logits ``(N, C)``, tilted by influence or by the likeness of classes, or by influence alone."""
     influence = forget_influence(run, images, grams) if method.by_influence and grams is not None else None
-    if method.targets == "paper" and influence is not None:
-        sign = method.influence_sign
-        return paper_pseudo_labels(influence, run.forget.labels, run.forget_ids, seed=run.seed, sign=sign)
+    if method.targets in PAPER and influence is not None:
+        masked = method.targets == "paper"
+        return paper_pseudo_labels(
+            influence, run.forget.labels, run.forget_ids, run.seed, method.influence_sign, masked=masked
+        )
     if method.tilt == "similarity":
         return tilted_reweighting(logits, run.forget_ids, head_weight(run), run.class_ids, prior=method.targets)
     return pseudo_labels(logits, run.forget_ids, influence, method.targets, sign=method.influence_sign)

@@ -23,7 +23,9 @@ class TiltedReweighting(Confined, Targets, OptionalRetained, Trained):
 
     The paper fine-tunes with retained data; the form without them is ours, best with ``constraint="soft"`` or "hard".
     beta = 10 and the tilt's form are public; the similarity's temperature and principal components, rate, epochs and
-    the weight of the two terms were not to be read: here .1, all of them, .01, ten, and every image alike. With
+    the weight of the two terms were not to be read: here 1, all of them, .01, ten, and every image alike. (At .1
+    beta = 10 gives every image the same class: distance to a retrained model on CIFAR-10's cats .357 nats, .063 at 1,
+    .046 without a tilt.) With
     several classes the similarity is the mean over them.
     """
 

@@ -33,8 +33,8 @@ class UNSC(Constrained, Targets, Retained, Trained):
     The images serve for the subspaces, never for a step. Plain SGD without momentum or decay; biases, norms and all
     that is no layer's weight are frozen; batch norm keeps its statistics. The energy threshold is .99; the code has
     that for CIFAR-100, and .97 + .003 a class elsewhere, which passes 1 beyond ten classes. The classes' Gram matrices
-    are averaged in place of the code's merging one class after the other (``subspace_merge="literal"`` stacks their
-    bases instead); convolutions keep their stride and padding, which the code ignores; the rank is the smallest that
+    are averaged in place of the code's two merges of bases, one class after the other (``subspace_merge="gpm"`` and
+    ``"truncated"``); convolutions keep their stride and padding, which the code ignores; the rank is the smallest that
     reaches the threshold, not one less. Labels are those of the images as they are, where the code asks the original
     again for every augmented view. A batch is 32 and not 512.
 

@@ -22,7 +22,7 @@ from ..parallel.batches import KeptProxies
 from ..parallel.processes import from_first
 from ..pipeline.constraint import SoftConstraint
 from ..pipeline.proxies import ProxySet
-from ..pipeline.pseudo_labels import pseudo_labels
+from ..pipeline.pseudo_labels import SIGNS, pseudo_labels
 from .options import CONSTRAINTS, TILTS, Proxies, Targets
 from .plan import Plan
 from .run import Run
@@ -68,6 +68,7 @@ class ZSPAG(Proxies, Targets):
 
     learning_rate: float | None = option(None, "Unset: chosen within the run.", above=0)
     tilt: str = option("influence", "What tilts the renormalised or uniform targets", choices=TILTS)
+    influence_sign: str = option("eq10", "Labels that help what stays, or the printed opposite", choices=SIGNS)
     energy_threshold: float | None = option(
         None, "Share of the proxies' energy that sets the damping, in (0, 1]. Unset: chosen.", above=0, most=1
     )

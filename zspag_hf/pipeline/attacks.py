@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .classifier import PixelClassifier, frozen, to_unit
+from ..errors import UnlearningError
+from .classifier import PixelClassifier, evaluating, frozen, to_unit
+
+INNERMOST = 1 - 1e-3  # of 2 x - 1, where CW begins: nearer to the end a pixel takes hundreds of steps to move
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,18 @@ class Attack:
         return (clean + delta).clamp(0, 1)
 
     def __call__(self, classifier: PixelClassifier, pixels: Tensor, target: Tensor) -> AttackResult:
-        """Attack one batch: pixels ``(N, channels, H, W)``, uint8 or float in [0, 1], towards the labels ``(N,)``."""
-        classifier.model.eval()
-        clean, target = to_unit(pixels, classifier.device), target.to(classifier.device)
+        """Attack one batch: pixels ``(N, channels, H, W)``, uint8 or float in [0, 1], towards the labels ``(N,)``. The
+        model is in eval mode meanwhile, and afterwards in the mode that it was in.
+
+        Raises:
+            UnlearningError: floats outside of [0, 1].
+        """
+        clean, target = in_the_box(to_unit(pixels, classifier.device)), target.to(classifier.device)
         x = clean.clone()
         active = torch.arange(len(x), device=x.device)
         predicted, taken = torch.empty_like(target), torch.zeros_like(target)
         state: dict = {}
-        with frozen(classifier.model):
+        with evaluating(classifier.model), frozen(classifier.model):
             for step in range(self.steps + 1):
                 last = step == self.steps
                 xa, ca, ta = x[active].requires_grad_(not last), clean[active], target[active]
@@ -99,6 +106,18 @@ class Attack:
                 moved = self.step(xa.detach()[rows], grad[rows], logits.detach()[rows], ta[rows], ca[rows], state)
                 x[active] = self.project(moved, ca[rows])
         return AttackResult(x.cpu(), predicted.cpu(), self.arrived(predicted, target).cpu(), taken.cpu())
+
+
+class Untargeted(Attack):
+    """A base beside an attack's own: away from the labels, to whatever comes next."""
+
+    def loss(self, logits, target, x, clean):
+        """Away from the label."""
+        return -F.cross_entropy(logits, target, reduction="none")
+
+    def arrived(self, answer, target):
+        """Any other answer."""
+        return answer != target
 
 
 class PGDLinf(Attack):
@@ -143,12 +162,14 @@ class CW(Attack):
 
     Deviations: the image leaves at its first success, as in every attack here, instead of keeping the smallest one; the
     eps-ball of eq. 1 is applied, which the original does not have; the largest other logit is found by masking, since
-    the reference's product with a one-hot is wrong where all others are negative.
+    the reference's product with a one-hot is wrong where all others are negative. w is kept from step to step: made
+    anew from x, it would never leave a pixel of 0 or 255, where a step of w is less than a rounding of x. A step is
+    .1, not .01: fifty of those move a black pixel by .002 at most.
     """
 
     norm = "2"
 
-    def __init__(self, eps=3.0, steps=50, step_size=0.01, leave_early=True, c=10.0, kappa=0.0):
+    def __init__(self, eps=3.0, steps=50, step_size=0.1, leave_early=True, c=10.0, kappa=0.0):
         super().__init__(eps, steps, step_size, leave_early)
         self.c, self.kappa = c, kappa
 
@@ -163,12 +184,14 @@ class CW(Attack):
         rows, step = state["rows"], state["step"] + 1
         if step == 1:
             shape = (int(rows.max()) + 1, *x.shape[1:])
-            state["m"], state["v"] = x.new_zeros(shape), x.new_zeros(shape)
-        inner = (2 * x - 1).clamp(-1 + 1e-6, 1 - 1e-6)  # atanh is infinite at pixels of exactly 0 or 1
-        g = grad * (1 - inner.square()) / 2  # chain rule through x = (tanh w + 1) / 2
+            state["m"], state["v"], state["w"] = x.new_zeros(shape), x.new_zeros(shape), x.new_zeros(shape)
+            state["w"][rows] = (2 * x - 1).clamp(-INNERMOST, INNERMOST).atanh()  # infinite at pixels of exactly 0 or 1
+        w = state["w"][rows]
+        g = grad * (1 - w.tanh().square()) / 2  # chain rule through x = (tanh w + 1) / 2
         m = state["m"][rows] = 0.9 * state["m"][rows] + 0.1 * g
         v = state["v"][rows] = 0.999 * state["v"][rows] + 0.001 * g.square()
-        w = inner.atanh() - self.step_size * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        w = w - self.step_size * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        state["w"][rows] = w
         return (w.tanh() + 1) / 2
 
 
@@ -193,6 +216,20 @@ class DeepFool(Attack):
         """A little beyond the boundary."""
         gap = self.loss(logits, target, x, clean).view(-1, 1, 1, 1)
         return x - (1 + self.step_size) * (gap + 1e-4) * grad / l2(grad).square().clamp_min(1e-10)
+
+
+def in_the_box(pixels: Tensor) -> Tensor:
+    """The same pixels.
+
+    Raises:
+        UnlearningError: one is outside of [0, 1].
+    """
+    least, most = (float(end) for end in pixels.aminmax()) if len(pixels) else (0.0, 1.0)
+    if not 0 <= least <= most <= 1:
+        raise UnlearningError(
+            f"pixels from {least:g} to {most:g} are no images to attack: give uint8, or floats in [0, 1]."
+        )
+    return pixels
 
 
 def l2(x: Tensor) -> Tensor:

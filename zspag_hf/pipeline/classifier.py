@@ -105,10 +105,8 @@ class PixelClassifier(nn.Module):
     @torch.no_grad()
     def predict(self, pixels: Tensor, batch_size: int = BATCH) -> Tensor:
         """Logits ``(N, C)`` on the CPU in float32, in eval mode; pixels are uint8 in 0..255 or float in [0, 1]."""
-        was_training = self.model.training
-        self.model.eval()
-        logits = [self(to_unit(batch, self.device)).float().cpu() for batch in pixels.split(batch_size)]
-        self.model.train(was_training)
+        with evaluating(self.model):
+            logits = [self(to_unit(batch, self.device)).float().cpu() for batch in pixels.split(batch_size)]
         return torch.cat(logits)
 
     @torch.no_grad()
@@ -118,6 +116,18 @@ class PixelClassifier(nn.Module):
         for rows in my_batches(len(pixels), batch_size):
             logits[rows] = self.predict(pixels[rows], batch_size)
         return summed(logits)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; after it every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextlib.contextmanager

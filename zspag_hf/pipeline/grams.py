@@ -39,7 +39,7 @@ def collect_grams(
     """Mean over labels of the trace-normalised Gram matrices of every layer's input.
 
     G = (1/K) sum_k R_k R_k^T / tr(R_k R_k^T): each class weighs the same, in any order, with one matrix a layer for any
-    number of classes, in place of the incremental merge of eq. 4 (:func:`.subspaces.merge_class`); ranks are the same
+    number of classes, in place of eq. 4's merge (:func:`.subspaces.merged_bases`); ranks are the same
     on a small ViT. A first forward pass measures the traces, which one class can do without; then one follows for each
     group of layers whose matrices fit in ``max_memory_gb`` together. Processes share the batches.
 

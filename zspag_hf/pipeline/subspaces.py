@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .classifier import BATCH, PixelClassifier, to_unit
-from .grams import TINY, readers, shared_inputs
-from .layers import Layers, Tensors, input_hooks
+from .classifier import PixelClassifier
+from .grams import TINY, collect_grams
+from .layers import Layers, Tensors
 
 T = TypeVar("T")
 ROUNDING = 1e3  # a mu under so many roundings of the trace, times the width, is not to be divided by
@@ -112,11 +112,10 @@ class Spectrum:
 
     def basis(self, name: str, energy_threshold: float) -> Basis:
         """The leading eigenvectors up to the energy threshold: the protected subspace of the hard form."""
-        leading = []
+        vectors = []
         for gram in self.grams[name]:
-            values, vectors = (part.cpu() for part in eigh(gram.to(self.device)))
-            leading.append(vectors[:, : rank_at(values, energy_threshold)].contiguous())
-        return Basis(tuple(leading))
+            vectors.append(leading(gram.to(self.device), energy_threshold).cpu().contiguous())
+        return Basis(tuple(vectors))
 
     def bases(self, energy_threshold: float) -> dict[str, Basis]:
         """:meth:`basis` of every layer; layers that share a Gram matrix share it."""
@@ -144,53 +143,70 @@ class Spectrum:
         return self.each_damped(energy_threshold, lambda _name, damping: damping)
 
 
-def left_singular(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors ``(d, min(d, n))`` and singular values, descending, of one ``(d, n)`` matrix."""
-    try:
-        left, singular, _ = torch.linalg.svd(columns, full_matrices=False)
-    except torch.linalg.LinAlgError:  # of a merged basis' many equal values (met at 864 x 909); its transpose converges
-        _, singular, right = torch.linalg.svd(columns.T.contiguous(), full_matrices=False)
-        left = right.T
-    return left, singular
+def leading(gram: Tensor, energy_threshold: float) -> Tensor:
+    """Eq. 3: the left singular vectors that hold the share ``energy_threshold`` of the energy of a layer's inputs R,
+    ``(d, rank)``; they are the eigenvectors of its Gram matrix R R^T."""
+    values, vectors = eigh(gram)
+    return vectors[:, : rank_at(values, energy_threshold)]
 
 
-def merge_class(merged: Tensor | None, rows: Tensor, energy_threshold: float) -> Tensor:
-    """One class of eq. 3-4 as written: U_k from an SVD of its rows ``(n, d_in)``, then S <- SVD(concat(S, U_k)), from S
-    so far or None, without truncation: ``(d_in, rank)`` float64, orthonormal columns. Singular values under 1e-6 of the
-    largest are rounding, not directions. The order of the classes does not matter to the span."""
-    left, singular = left_singular(rows.double().T)  # eq. 3
-    u = left[:, : rank_at(singular.square(), energy_threshold)]
-    if merged is None:
-        return u
-    left, singular = left_singular(torch.cat([merged, u], dim=1))  # eq. 4
-    return left[:, singular > 1e-6 * singular[0]]
+def counted(counts: Tensor | None, gram: Tensor, energy_threshold: float) -> Tensor:
+    """One class of UNSC's merge (arXiv 2404.13588), which needs all classes before it cuts: adds U_k U_k^T, so that in
+    the end the eigenvectors of the sum are the left singular vectors of concat(U_1, ..., U_K)."""
+    u = leading(gram, energy_threshold)
+    return u @ u.T if counts is None else counts + u @ u.T
 
 
-@torch.no_grad()
-def literal_bases(
-    classifier: PixelClassifier, pixels: Tensor, labels: Tensor, layers: Layers, energy_threshold: float
+def extended(basis: Tensor | None, gram: Tensor, energy_threshold: float) -> Tensor:
+    """One class of GPM's merge (arXiv 2103.09762): to S, ``(d, rank)``, come as many leading directions of what it does
+    not hold of the class yet as bring the held share of the class's energy to the threshold."""
+    basis = gram[:, :0] if basis is None else basis
+    outside = torch.eye(len(gram)).to(gram) - basis @ basis.T
+    values, vectors = eigh(outside @ gram @ outside)
+    left = values.flip(0).cumsum(0).flip(0)  # energy outside of S and of the directions before each
+    most = (1 - energy_threshold + 1e-12) * gram.trace()
+    added = min(int((left > most).sum()), len(gram) - basis.shape[1])
+    return torch.linalg.qr(torch.cat([basis, vectors[:, :added]], dim=1)).Q
+
+
+def merged_bases(
+    classifier: PixelClassifier,
+    pixels: Tensor,
+    labels: Tensor,
+    layers: Layers,
+    energy_threshold: float,
+    merge: str = "truncated",
+    max_memory_gb: float = float("inf"),
+    disable_progress: bool = True,
 ) -> dict[str, Basis]:
-    """Bases by the literal eq. 3-4: the rows of one class at a time in memory, n x d numbers a layer. For comparison
-    with :func:`zspag_hf.pipeline.grams.collect_grams`, not for large layers."""
-    classifier.model.eval()
-    shared = shared_inputs(classifier, layers, pixels[:2])
-    leaders = {name: layer for name, layer in layers.items() if name not in shared}
+    """Bases by eq. 3-4, class by class: S_l <- SVD(concat(S_l, U_l^k)), of layers as of
+    :func:`.grams.collect_grams`, which one decomposition a layer makes do.
+
+    The paper does not say where eq. 4 ends. Without a cut nine nearly equal bases of 24 dimensions fill all 128 of a
+    ViT's layer, and nothing can move. "truncated", UNSC's, cuts the SVD of the concatenation at the energy threshold: a
+    singular value counts in how many classes a direction leads, in any order. "gpm" adds what a class lacks.
+
+    Args:
+        pixels, labels, max_memory_gb: as in :func:`.grams.collect_grams`; one class's matrices are held at once, and of
+            "truncated" one sum beside them.
+    """
+    add = {"truncated": counted, "gpm": extended}[merge]
     merged: dict[str, list[Tensor]] = {}
-    for k in labels.unique().tolist():
-        rows: dict[str, list[Tensor]] = {name: [] for name in leaders}
-
-        def keep(name: str, x: Tensor, rows: dict[str, list[Tensor]] = rows) -> None:
-            rows[name].append(leaders[name].rows(x).double().cpu())
-
-        with input_hooks(readers(leaders), keep):
-            for batch in pixels[labels == k].split(BATCH):
-                classifier(to_unit(batch, classifier.device))
-        for name, layer in leaders.items():
-            so_far = merged.get(name, [None] * layer.groups)
-            by_group = zip(so_far, torch.cat(rows[name], dim=1), strict=True)
-            merged[name] = [merge_class(s, r, energy_threshold) for s, r in by_group]
-    bases = {name: Basis(tuple(parts)) for name, parts in merged.items()}
-    return {name: bases[shared.get(name, name)] for name in layers}
+    classes = labels.unique()
+    for k in classes:
+        its = labels == k
+        grams = collect_grams(classifier, pixels[its], labels[its], layers, disable_progress, max_memory_gb)
+        first: dict[int, str] = {}
+        owner = {name: first.setdefault(id(gram), name) for name, gram in grams.items()}
+        for name in first.values():
+            so_far = merged.get(name, [None] * len(grams[name]))
+            groups = (group.to(classifier.device) for group in grams[name])
+            merged[name] = [add(s, group, energy_threshold) for s, group in zip(so_far, groups, strict=True)]
+    if merge == "truncated":
+        cut = energy_threshold if len(classes) > 1 else 1.0  # of one class all directions count alike
+        merged = {name: [leading(counts, cut) for counts in parts] for name, parts in merged.items()}
+    bases = {name: Basis(tuple(part.cpu().contiguous() for part in parts)) for name, parts in merged.items()}
+    return {name: bases[owner[name]] for name in layers}
 
 
 def random_bases(bases: Mapping[str, Basis], seed: int) -> dict[str, Basis]:
