@@ -55,6 +55,7 @@ OTHER = {  # option -> a value that is no method's default
     "scope": "head",
     "proxy_budget": 0.5,
     "proxy_weight": 0.0,
+    "depth_weight": 2.5,
     "feature_weight": 2.5,
 }
 
@@ -330,7 +331,7 @@ class TestPublished:
                 assert {option: getattr(own, option) for option in expected} == expected, (name, form, labels)
                 recipe = {option: getattr(args, option) for option in expected if option in RECIPE}
                 assert recipe == {option: expected[option] for option in recipe}, (name, form, labels)
-        assert {name for name, *_ in PUBLISHED} == METHODS.keys() - {"zspag", "fisher", "ssd"}
+        assert {name for name, *_ in PUBLISHED} == METHODS.keys() - {"zspag", "zspag_deep", "fisher", "ssd"}
 
     def test_constants(self):
         expected = {

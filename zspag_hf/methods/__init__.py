@@ -27,10 +27,12 @@ from .ssd import SSD
 from .trw import TiltedReweighting
 from .unsc import UNSC
 from .zspag import ZSPAG
+from .zspag_deep import ZSPAGDeep
 from .zspag_paper import ZSPAGPaper
 
 METHODS: dict[str, type[Method]] = {
     "zspag": ZSPAG,
+    "zspag_deep": ZSPAGDeep,
     "zspag_paper": ZSPAGPaper,
     "amun": AMUN,
     "amun_advonly": AMUNAdvOnly,
@@ -89,6 +91,7 @@ __all__ = [
     "Targets",
     "TiltedReweighting",
     "Trained",
+    "ZSPAGDeep",
     "ZSPAGPaper",
     "as_method",
     "find_method",

@@ -57,9 +57,9 @@ class Attack:
         """What is minimised, of each image ``(N,)``."""
         return F.cross_entropy(logits, target, reduction="none")  # eq. 1, within project()
 
-    def arrived(self, answer: Tensor, target: Tensor) -> Tensor:
-        """Which images have crossed, ``(N,)`` bool."""
-        return answer == target
+    def arrived(self, logits: Tensor, target: Tensor, rows: Tensor) -> Tensor:
+        """Which images have crossed, ``(n,)`` bool; ``rows`` are theirs in the batch."""
+        return logits.argmax(1) == target
 
     def step(self, x: Tensor, grad: Tensor, logits: Tensor, target: Tensor, clean: Tensor, state: dict) -> Tensor:
         """The images after one step by the loss's gradient, before the projection; ``state`` has their rows in the
@@ -86,6 +86,7 @@ class Attack:
         x = clean.clone()
         active = torch.arange(len(x), device=x.device)
         predicted, taken = torch.empty_like(target), torch.zeros_like(target)
+        crossed = torch.zeros_like(target, dtype=torch.bool)
         state: dict = {}
         with evaluating(classifier.model), frozen(classifier.model):
             for step in range(self.steps + 1):
@@ -94,9 +95,10 @@ class Attack:
                 with torch.set_grad_enabled(not last):
                     logits = classifier(xa)
                     loss = self.loss(logits, ta, xa, ca).sum()
-                predicted[active] = answer = logits.argmax(1)
+                predicted[active] = logits.detach().argmax(1)
                 taken[active] = step
-                going = ~self.arrived(answer, ta) if self.leave_early else torch.ones_like(answer, dtype=torch.bool)
+                crossed[active] = there = self.arrived(logits.detach(), ta, active)
+                going = ~there if self.leave_early else torch.ones_like(there)
                 if last or not going.any():
                     break
                 (grad,) = torch.autograd.grad(loss, xa)
@@ -105,7 +107,7 @@ class Attack:
                 state |= {"rows": active, "step": step}
                 moved = self.step(xa.detach()[rows], grad[rows], logits.detach()[rows], ta[rows], ca[rows], state)
                 x[active] = self.project(moved, ca[rows])
-        return AttackResult(x.cpu(), predicted.cpu(), self.arrived(predicted, target).cpu(), taken.cpu())
+        return AttackResult(x.cpu(), predicted.cpu(), crossed.cpu(), taken.cpu())
 
 
 class Untargeted(Attack):
@@ -115,9 +117,9 @@ class Untargeted(Attack):
         """Away from the label."""
         return -F.cross_entropy(logits, target, reduction="none")
 
-    def arrived(self, answer, target):
+    def arrived(self, logits, target, rows):
         """Any other answer."""
-        return answer != target
+        return logits.argmax(1) != target
 
 
 class PGDLinf(Attack):

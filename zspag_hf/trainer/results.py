@@ -76,8 +76,8 @@ def finished_report(
     options = method.to_dict()
     if control is not None and run.plan is not None and run.plan.proxies is not None:
         choice = control.summary() | {name: options[name] for name in ("energy_threshold", "proxy_budget")}
-        drawn_to = run.plan.proxies.features is not None and options["feature_weight"] > 0
-        choice |= {"features_drawn": drawn_to and options["scope"] != "head", "probe": facts["probe"]}
+        drawn_to = run.plan.proxies.features is not None and options.get("feature_weight", 0) > 0
+        choice |= {"features_drawn": drawn_to and options["scope"] != "head", "probe": facts.get("probe", [])}
     layers = facts.get("layers", [])
     if layers:
         grams = LayerGrams(run.stages.on_disk("subspaces"), facts["owner"])

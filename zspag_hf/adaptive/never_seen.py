@@ -1,0 +1,128 @@
+"""The head as in a model that never saw the forgotten classes: retained rows by a convex fit, forgotten rows low."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..pipeline.classifier import PixelClassifier
+from ..pipeline.layers import Layer
+from ..pipeline.pseudo_labels import Ids, retained_mask
+from .head import PROBED_IMAGES, predict_with_inputs, unseen_level
+
+RIDGE = 1e-3  # on the change of the retained rows, in units of the forget features' mean length
+ITERATIONS, HALVINGS = 100, 12
+LEAST = 1e-4  # probability: retrained models give a class that they never saw e^-6 to e^-13 on its images
+
+
+class CachedHead:
+    """What a head gets and gives on forget images and on proxies, cached: fits need no more passes.
+
+    Args:
+        layer: the head. forget, proxies: pixels ``(N, channels, H, W)`` and ``(P, channels, H, W)``.
+
+    Attributes:
+        gain: by how much a logit moves with the head's output: 1, or a half where two heads are averaged.
+    """
+
+    def __init__(self, classifier: PixelClassifier, layer: Layer, forget: Tensor, proxies: Tensor):
+        self.classifier, self.layer = classifier, layer
+        self.rows = layer.matrix(layer.weight.detach()).flatten(0, 1)  # a view: writing here changes the head
+        self.forget_logits, self.forget = predict_with_inputs(classifier, layer, forget)
+        self.proxy_logits, self.proxies = predict_with_inputs(classifier, layer, proxies)
+        few = slice(0, PROBED_IMAGES)
+        x = self.forget[few]
+        step = (x.mean(0) / x.mean(0).square().sum()).to(self.rows)
+        kept = self.rows[0].clone()
+        self.rows[0] += step
+        change = (classifier.predict_shared(forget[few]) - self.forget_logits[few])[:, 0]
+        self.rows[0] = kept
+        self.gain = float(change.mean() / (x @ step.cpu()).mean())
+
+    def move(self, ids: Tensor | list[int], change: Tensor) -> None:
+        """Add ``(n, d_in)`` to some rows, and what follows to the cached logits."""
+        self.rows[ids] += change.to(self.rows)
+        self.forget_logits[:, ids] += self.gain * self.forget @ change.T
+        self.proxy_logits[:, ids] += self.gain * self.proxies @ change.T
+
+
+def fit_retained_rows(head: CachedHead, targets: Tensor, original: Tensor, forget_ids: Ids) -> None:
+    """Move the retained rows so that forget images get their targets and proxies keep their answers.
+
+    min over dW of CE(q, softmax over retained classes) on the forget images + KL(original || new) on the proxies +
+    RIDGE |dW|^2, dW in units of the mean length of a forget feature: convex, by L-BFGS on cached features.
+
+    Args:
+        targets: ``(N, C)``. original: ``(P, C)`` the original's logits on the proxies.
+    """
+    keep = retained_mask(len(head.rows), forget_ids)
+    length = float(head.forget.square().sum(1).mean().sqrt())
+    x, others = head.gain * head.forget / length, head.gain * head.proxies / length
+    z, theirs = head.forget_logits[:, keep], head.proxy_logits[:, keep]
+    q, answers = targets[:, keep], original[:, keep].log_softmax(1)
+    change = torch.zeros(int(keep.sum()), x.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([change], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        learned = F.cross_entropy(z + x @ change.T, q)
+        now = (theirs + others @ change.T).log_softmax(1)
+        moved = F.kl_div(now, answers, log_target=True, reduction="batchmean")
+        total = learned + moved + RIDGE * change.square().sum()
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        solver.step(loss)
+    head.move(keep.nonzero().squeeze(1), change.detach() / length)
+
+
+def write_never_seen_rows(head: CachedHead, forget_ids: Ids) -> float:
+    """Write the forgotten classes' rows as training on the other classes would; every bias stays.
+
+    A class that is never seen is pushed down on every image alike: in nine retrained models its row is no longer than
+    its neighbours' and has a cosine of -.6 to -.8 with the mean feature. A row that only avoids the forget images is
+    turned round by one step of fine-tuning. So the direction is the one of least mean softplus(z_u - logsumexp of the
+    retained logits), over forget images and proxies, each half; its length the least at which the mean of
+    log p_u on the forget images reaches that of :func:`zspag_hf.adaptive.head.unseen_level`, which is returned, at most
+    the median length of the retained rows.
+    """
+    ids, keep = list(forget_ids), retained_mask(len(head.rows), forget_ids)
+    level = max(unseen_level(head.proxy_logits, forget_ids), LEAST / len(ids))
+    most = float(head.rows[keep].norm(dim=1).median())
+    head.move(ids, -head.rows[ids].cpu())
+    x = head.gain * torch.cat([head.forget, head.proxies])
+    logits = torch.cat([head.forget_logits, head.proxy_logits])
+    n, others = len(head.forget), len(head.proxies)
+    share = torch.cat([torch.full((n,), 0.5 / n), torch.full((others,), 0.5 / others)])
+    against = logits[:, keep].logsumexp(1)
+    start = -F.normalize(head.proxies.mean(0), dim=0)
+    for u in ids:
+        margin = logits[:, u] - against
+        low, high = 0.0, most
+        for _ in range(HALVINGS):
+            length = (low + high) / 2
+            row = length * lowest_direction(x, margin, share, start, length)
+            enough = float((x[:n] @ row + margin[:n]).mean()) <= math.log(level)
+            low, high = (low, length) if enough else (length, high)
+        head.move([u], high * lowest_direction(x, margin, share, start, high)[None])
+    return level
+
+
+def lowest_direction(x: Tensor, margin: Tensor, share: Tensor, start: Tensor, length: float) -> Tensor:
+    """The unit vector ``(D,)`` of least log of the weighted mean softplus(length x . v + margin), from ``start``."""
+    v = start.clone().requires_grad_(True)
+    solver = torch.optim.LBFGS([v], max_iter=ITERATIONS // 2, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        total = (share * F.softplus(length * (x @ F.normalize(v, dim=0)) + margin)).sum().log()
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        solver.step(loss)
+    return F.normalize(v.detach(), dim=0)

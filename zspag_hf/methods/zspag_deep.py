@@ -1,0 +1,218 @@
+"""ZS-PAG that forgets in the features: the form that is to become the default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..adaptive.confident import confident_proxies
+from ..adaptive.head import head_inputs, predict_with_inputs
+from ..adaptive.held_out import HeldOut
+from ..adaptive.never_seen import CachedHead, fit_retained_rows, write_never_seen_rows
+from ..adaptive.scatter import gathered, joint_discrepancy, scatter, scatter_goal
+from ..adaptive.steady import SteadyControl
+from ..adaptive.views import view_targets
+from ..config import UnlearningConfig, option, plain
+from ..errors import UnlearningError
+from ..parallel.batches import KeptProxies
+from ..pipeline.constraint import SoftConstraint
+from ..pipeline.proxies import ProxySet
+from ..pipeline.pseudo_labels import pseudo_labels
+from .options import CONSTRAINTS, Proxies
+from .plan import Plan
+from .run import Run
+from .stages import constrain, gather_proxies, gather_subspaces, proxy_facts
+from .zspag import split
+
+STEPS = 100  # unless max_steps says otherwise
+
+
+@dataclass
+class Stand:
+    """Images that stand for retained ones: pixels ``(P, channels, H, W)`` in [0, 1], labels ``(P,)``."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(kw_only=True)
+class ZSPAGDeep(Proxies):
+    """ZS-PAG (arXiv 2507.21738) under a soft constraint, with terms that move the features and not the answers alone.
+
+    A part of the forget images trains, with proxies made from it; the other, with proxies of its own, watches. Proxies
+    are used twice: as they cross, and as confident as the forget images were (:mod:`zspag_hf.adaptive.confident`).
+
+    - targets: the original's outputs without the forgotten classes, averaged with views
+      (:mod:`zspag_hf.adaptive.views`);
+    - loss: CE(target, model) on forget images + ``proxy_weight`` x KL(original || model over retained classes) on
+      proxies of both kinds + ``depth_weight`` x the joint discrepancy between forget images and confident proxies of
+      the classes in their targets (:mod:`zspag_hf.adaptive.scatter`), until their features are scattered halfway;
+    - steps: Adam's, each damped by how much the proxies use a direction (eq. 5 in its soft form), over half a cosine;
+    - at the end as much of the way as the held-out proxies allow, and the head as in a model that never saw the classes
+      (:mod:`zspag_hf.adaptive.never_seen`).
+    """
+
+    description: ClassVar[str] = (
+        "ZS-PAG ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)), deep form: adversarial proxies, made from the"
+        " forget images, stand in for the retained training data, in the outputs and in the features."
+    )
+    refusals: ClassVar[Mapping[str, str]] = {
+        "num_train_epochs": "it takes a number of steps. Give max_steps, or method='zspag_paper', whose epochs are"
+        " fixed",
+    }
+
+    learning_rate: float | None = option(1e-3, "Of the first step.", above=0)
+    optim: str = option("adamw_torch", "Optimizer, as transformers names it.")
+    optim_args: str | None = option(None, "Of the optimizer.")
+    weight_decay: float = option(0.0, "Of the optimizer.", least=0)
+    energy_threshold: float = option(
+        0.9, "Share of the proxies' energy that sets the damping, in (0, 1].", above=0, most=1
+    )
+    holdout_share: float = option(0.3, "Share of the forget images kept to judge by, in (0, 1).", above=0, below=1)
+    proxy_budget: float = option(
+        0.1, "How far outputs on held-out confident proxies may move: mean KL in nats, over retained classes.", above=0
+    )
+    proxy_weight: float = option(
+        30.0, "Weight of keeping the original outputs on training proxies; 0 for none.", least=0
+    )
+    depth_weight: float = option(
+        10.0, "Weight of scattering forget images' last features like proxies'; 0 for none.", least=0
+    )
+
+    def check(self, args: UnlearningConfig) -> None:
+        """Refuse what the run sets by itself."""
+        super().check(args)
+        if plain(args.lr_scheduler_type) != "constant":
+            raise UnlearningError(
+                f"lr_scheduler_type={plain(args.lr_scheduler_type)!r} means nothing to ZSPAGDeep, whose steps follow"
+                " half a cosine: leave it out, or give method='zspag_paper'."
+            )
+        if plain(args.save_strategy) == "best" or args.load_best_model_at_end:
+            raise UnlearningError(
+                "save_strategy='best' and load_best_model_at_end=True would choose by test data what ZSPAGDeep ends"
+                " with: give save_strategy='steps' or 'epoch' alone."
+            )
+
+    def completed(self, args: UnlearningConfig, num_labels: int) -> tuple[ZSPAGDeep, UnlearningConfig]:
+        """With the number of steps."""
+        own, args = super().completed(args, num_labels)
+        args.max_steps = STEPS if args.max_steps == -1 else args.max_steps
+        return own, args
+
+    def described(self) -> list[str]:
+        """And that proxies damped the steps."""
+        return [*super().described(), str(CONSTRAINTS["soft"])]
+
+    def check_model(self, run: Run) -> None:
+        """Refuse a model without a head, and too few images."""
+        if run.head is None:
+            raise UnlearningError(
+                f"no layer of the model has one output for each of its {run.classifier.num_labels} labels, and its"
+                " inputs are the features that ZSPAGDeep moves: give method='zspag_paper'."
+            )
+        split(len(run.forget), self.holdout_share, run.seed)
+
+    def prepare(self, run: Run) -> Plan:
+        """Proxies of both kinds, their subspace, targets, and the held-out part."""
+        forget, classifier = run.forget.pixels, run.classifier
+        train, held = split(len(forget), self.holdout_share, run.seed)
+        logits = classifier.predict_shared(forget)
+        share = self.holdout_share / (1 - self.holdout_share)
+        proxies = gather_proxies(run, self, forget[train], logits=logits[train])
+        judges = gather_proxies(run, self, forget[held], share=share, name="held_out_proxies", logits=logits[held])
+        own = logits.softmax(1).gather(1, run.forget.labels[:, None]).squeeze(1)
+        clear = self.raised(run, "confident_proxies", proxies, own)
+        clear_judges = self.raised(run, "held_out_confident_proxies", judges, own)
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            made, strength = view_targets(classifier, forget, run.forget_ids, run.seed)
+            return {"targets": made}, {"strength": strength}
+
+        targets = run.stage("targets", make)[0]["targets"]
+        both = Stand(torch.cat([clear, proxies.pixels]), proxies.labels.repeat(2))
+        labels = F.one_hot(run.forget.labels, classifier.num_labels).float()
+        plan = Plan(
+            forget[train],
+            torch.cat([targets, labels], 1)[train],
+            list(run.layers),
+            facts={"proxies": proxy_facts(run, proxies)},
+            proxies=self.kept(run, both, clear, proxies.labels),
+        )
+        constrain(run, plan, gather_subspaces(run, both), "soft", self.energy_threshold, forget)
+        self.set_goal(run, plan, targets[train], run.forget.labels[train])
+        held_out = HeldOut(classifier, clear_judges, forget[held], targets[held], run.forget_ids)
+        finish = partial(
+            self.finish, run, forget[train], targets[train], both.pixels, classifier.predict_shared(both.pixels)
+        )
+        assert isinstance(plan.constraint, SoftConstraint) and self.learning_rate is not None
+        control = SteadyControl(
+            held_out, plan.constraint, run.layers, self.proxy_budget, self.learning_rate, run.log, finish
+        )
+        plan.callbacks.append(control)
+        plan.facts["control"] = control
+        return plan
+
+    def raised(self, run: Run, name: str, proxies: ProxySet, own: Tensor) -> Tensor:
+        """The stage ``name``: the proxies, attacked on until as confident as forget images, ``own`` ``(N,)``."""
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            made = confident_proxies(run.classifier, proxies.pixels, proxies.labels, own, run.seed, run.quiet)
+            return {"pixels": made}, {}
+
+        return run.stage(name, make, under="proxies")[0]["pixels"]
+
+    def kept(self, run: Run, both: Stand, clear: Tensor, labels: Tensor) -> KeptProxies:
+        """Proxies of both kinds with the original's outputs; drawn like the forget images are the confident ones, the
+        first of them, whose unit features ``(P, D)`` and outputs ``(P, C)`` stand side by side."""
+        logits, features = predict_with_inputs(run.classifier, run.layers[run.head or ""], both.pixels)
+        targets = pseudo_labels(logits, run.forget_ids, None).targets
+        features = F.normalize(features, dim=1)
+        drawn = torch.cat([features, targets], 1)[: len(clear)]
+        return KeptProxies(both.pixels, targets, labels, drawn)
+
+    def set_goal(self, run: Run, plan: Plan, targets: Tensor, labels: Tensor) -> None:
+        """The scatter at which the depth term rests; and features for the picture."""
+        assert plan.pixels is not None and plan.proxies is not None and plan.proxies.features is not None
+        _, mine = predict_with_inputs(run.classifier, run.layers[run.head or ""], plan.pixels)
+        theirs = plan.proxies.features[:, : mine.shape[1]]
+        self.goal = scatter_goal(mine, labels, theirs, plan.proxies.labels, targets)
+
+    def finish(self, run: Run, forget: Tensor, targets: Tensor, proxies: Tensor, original: Tensor) -> float:
+        """Fit the head."""
+        head = CachedHead(run.classifier, run.layers[run.head or ""], forget, proxies)
+        fit_retained_rows(head, targets, original, run.forget_ids)
+        return write_never_seen_rows(head, run.forget_ids)
+
+    def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Of proxies, or of forget images and their features."""
+        weights = inputs["weights"]
+        if "proxy_pixels" in inputs:
+            logits = self.logits(run, model, inputs["proxy_pixels"])
+            gone = logits.new_zeros(logits.shape[1])
+            gone[run.forget_ids] = -torch.inf
+            kept = F.kl_div((logits + gone).log_softmax(1).clamp_min(-1e4), inputs["proxy_targets"], reduction="none")
+            return self.proxy_weight * (weights * kept.sum(1)).sum()
+        targets, labels = inputs["targets"].chunk(2, 1)
+        with head_inputs(run.layers[run.head or ""]) as features:
+            logits = self.logits(run, model, inputs["pixels"])
+        learned = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
+        return learned + self.depth_weight * self.depth(run, features[0], targets, labels, inputs)
+
+    def depth(self, run: Run, features: Tensor, targets: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The joint discrepancy of the global batch, 0 once its features are scattered enough."""
+        columns = torch.cat([F.normalize(features, dim=1), targets, labels, inputs["feature_targets"]], 1)
+        columns = torch.cat([columns, inputs["weights"][:, None]], 1)
+        columns = gathered(columns, run.args.per_device_train_batch_size)
+        columns = columns[columns[:, -1] > 0]  # rows that are images
+        d, c = features.shape[1], targets.shape[1]
+        mine, wanted, own, theirs, answers, _ = columns.split([d, c, c, d, c, 1], 1)
+        now = scatter(mine.detach(), own.argmax(1))
+        if not now > self.goal:  # also where no class has two images in the batch
+            return features.new_zeros(())
+        return joint_discrepancy(mine, wanted, theirs, answers)
