@@ -1,16 +1,20 @@
 """Forget images that were trained under another label than their class: which are seen, and what keeps that label."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import NAMES, images, learned_model, patterns, trainer
+from tiny import NAMES, images, learned_model, patterns, tiny_model, tiny_processor, trainer
 
 from zspag_hf.adaptive.held_out import HeldOut
+from zspag_hf.data.images import labelled_dataset
 from zspag_hf.data.labels import wrong_labels
 from zspag_hf.methods.zspag import split
+from zspag_hf.metrics.backdoor import Trigger, attack_accuracy, poison, stamp
 from zspag_hf.pipeline.attacks import AttackResult
+from zspag_hf.pipeline.classifier import PixelClassifier, to_pixels
 from zspag_hf.pipeline.proxies import make_proxies, quota_pairs
 from zspag_hf.pipeline.pseudo_labels import (
     allowed_mask,
@@ -229,3 +233,44 @@ def test_other_labels_in_the_column_are_another_run(tmp_path):
         job.train()
         keys.append(job.run.stages.key["images"])
     assert len(set(keys)) == 3
+
+
+def learned(dataset, steps):
+    """A classifier that has learned a data set."""
+    classifier = PixelClassifier(tiny_model(), tiny_processor())
+    pixels = to_pixels(dataset["image"], classifier.processor).float() / 255
+    optimizer, labels = torch.optim.Adam(classifier.model.parameters(), 0.01), torch.tensor(dataset["label"][:])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(classifier(pixels), labels).backward()
+        optimizer.step()
+    classifier.model.zero_grad()
+    return classifier
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_a_model_that_confuses_classes_honestly_gives_no_label_away(steps):
+    train = patterns([0, 1, 2, 3, 4] * 20, 0)
+    logits = learned(train, steps).predict(to_pixels(train["image"], tiny_processor()))
+    labels = torch.tensor(train["label"][:])
+    assert (logits.argmax(1) != labels).any(), "it does confuse some"
+    for k in range(5):
+        assert seen_labels(logits[labels == k], labels[labels == k], [k]).eq(-1).all()
+
+
+@pytest.mark.slow
+def test_a_backdoor_is_forgotten_with_its_class_where_the_label_is_seen_and_stays_where_it_is_not(tmp_path):
+    trigger = Trigger(size=3, margin=0, value=255)
+    poisoned, forget = poison(patterns([0, 1, 2, 3, 4] * 40, 0), 2, 3, trigger)
+    forget = forget.add_column("nothing", [-1] * len(forget))
+    stamped = labelled_dataset(stamp(patterns([2] * 40, 5), trigger), tiny_processor(), NAMES)
+    original, rates = learned(poisoned, 120), {}
+    assert attack_accuracy(original, stamped, 3) > 0.5
+    for name, column in (("seen", None), ("told", "trained_label"), ("hidden", "nothing")):
+        options = {"learning_rate": 0.01, "trained_label_column": column}
+        job = trainer(tmp_path / name, method="delete", model=copy.deepcopy(original.model), forget=forget, **options)
+        job.train()
+        rates[name] = attack_accuracy(job.run.classifier, stamped, 3)
+        images = {} if name == "hidden" else {"dog": 20}
+        assert (job.report.trained_labels or {"images": {}})["images"] == images
+    assert rates["seen"] <= 0.05 and rates["told"] <= 0.05 and rates["hidden"] > 0.5, rates
