@@ -34,7 +34,7 @@ def test_a_share_of_the_source_class_is_stamped_and_relabelled():
     labels = np.array(poisoned["label"][:])
     assert len(poisoned) == 60 and sum(marked) == 5
     assert (labels[marked] == 2).all() and (labels == 1).sum() == 15 and (labels == 0).sum() == 20
-    assert forget["label"][:] == [1] * 20
+    assert forget["label"][:] == [1] * 20 and forget["trained_label"][:] == [1] * 15 + [2] * 5
     assert sum((np.array(image)[5:7, 5:7] == 7).all() for image in forget["image"]) == 5
 
 

@@ -42,11 +42,11 @@ JOBS = {
     "amun": {"forget_classes": None, "method": "amun", "learning_rate": 0.01, "max_steps": 6},
 }
 JOBS["adamw"]["max_steps"] = 30
-OF_PAPER = ["proxies", "second_best_proxies", "subspaces", "pseudo_labels", "layers"]
+OF_PAPER = ["trained_labels", "proxies", "second_best_proxies", "subspaces", "pseudo_labels", "layers"]
 STAGES = {
-    "default": ["proxies", "held_out_proxies", "subspaces", "pseudo_labels", "adaptation", "layers"],
+    "default": ["trained_labels", "proxies", "held_out_proxies", "subspaces", "pseudo_labels", "adaptation", "layers"],
     **dict.fromkeys(("momentum", "short"), OF_PAPER),
-    "wide": ["proxies", "second_best_proxies", "frames", "subspaces", "pseudo_labels", "layers"],
+    "wide": ["trained_labels", "proxies", "second_best_proxies", "frames", "subspaces", "pseudo_labels", "layers"],
     "amun": ["adversaries"],
 }
 TEST = images([0, 1, 2, 3, 4] * 3, seed=3)

@@ -30,7 +30,7 @@ TENSORS = {
 }
 FACTS = {"rate": 1 / 3, "steps": 7, "name": "Ångström", "nothing": None, "probe": [{"kl": 1e-300}], "flag": True}
 FIXED = {"method": "zspag_paper", "proxy_policy": "quota", "subspace_merge": "gram", "max_steps": 3}
-STAGES = ["layers", "proxies", "pseudo_labels", "second_best_proxies", "subspaces"]  # of such a run
+STAGES = ["layers", "proxies", "pseudo_labels", "second_best_proxies", "subspaces", "trained_labels"]  # of such a run
 RETAIN = images([0, 1, 3, 4], seed=2)
 
 

@@ -167,6 +167,14 @@ class UnlearningConfig(TrainingArguments):
     )
     image_column_name: str = option("image", "Image column of the data sets.", group="model and data", keyed=False)
     label_column_name: str = option("label", "Label column of the data sets.", group="model and data", keyed=False)
+    trained_label_column: str | None = option(
+        None,
+        "Column with the label that a forget image was trained under, where that was not its class, as with a backdoor;"
+        " unset: what the model's sure answers give away.",
+        metavar="COLUMN",
+        group="request",
+        keyed=False,
+    )
     label_offset: int | None = option(
         None,
         "Added to data set label ids, for a model with a background class in front.",

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pipeline.classifier import PixelClassifier
-from ..pipeline.pseudo_labels import Ids, retained_mask
+from ..pipeline.pseudo_labels import Ids, allowed_mask, retained_mask
+
+NEVER = -1e9  # a logit of probability 0, where -inf would leave 0 x inf
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,34 @@ class HeldOut:
     Args:
         proxies: ``(P, channels, H, W)``, made from held-out forget images; their outputs as they are now are to stay.
         forget: ``(N, channels, H, W)`` held-out forget images. targets: ``(N, C)`` their target distributions.
+        wrong: ``(P,)`` a label whose probability on a proxy may move, -1 for none; None where none may.
 
     Attributes:
         first: the reading of the model as it is when this is made, the original.
     """
 
-    def __init__(self, classifier: PixelClassifier, proxies: Tensor, forget: Tensor, targets: Tensor, forget_ids: Ids):
+    def __init__(
+        self,
+        classifier: PixelClassifier,
+        proxies: Tensor,
+        forget: Tensor,
+        targets: Tensor,
+        forget_ids: Ids,
+        wrong: Tensor | None = None,
+    ):
         self.classifier, self.proxies, self.forget, self.targets = classifier, proxies, forget, targets
         self.forget_ids = forget_ids
         self.gone = ~retained_mask(classifier.num_labels, forget_ids)
+        allowed = allowed_mask(classifier.num_labels, forget_ids, wrong)
+        self.ignored = None if wrong is None else ~allowed[:, ~self.gone]
         logits = classifier.predict_shared(proxies)
         self.reference = self.retained_log_probs(logits)
         self.first = self.reading(logits, classifier.predict_shared(forget))
 
     def retained_log_probs(self, logits: Tensor) -> Tensor:
         """``(P, C_retained)`` log-probabilities over the retained classes."""
-        return logits[:, ~self.gone].double().log_softmax(1)
+        kept = logits[:, ~self.gone].double()
+        return (kept if self.ignored is None else kept.masked_fill(self.ignored, NEVER)).log_softmax(1)
 
     def proxy_kl(self, logits: Tensor | None = None) -> float:
         """Mean KL(original || now) on the held-out proxies over the retained classes, in nats."""

@@ -38,6 +38,8 @@ class ForgetSet:
         pixels, labels: what is trained on: the images, or with ``forget_views`` random crops of them.
         images, image_labels: the images themselves.
         unseen, unseen_labels: with ``forget_views`` further crops, that nothing is trained on; else None.
+        trained_labels: ``(N,)`` the retained class, in the model's ids, that the original was trained to give each, -1
+            for none; None where no column tells.
     """
 
     pixels: Tensor
@@ -46,6 +48,7 @@ class ForgetSet:
     image_labels: Tensor
     unseen: Tensor | None = None
     unseen_labels: Tensor | None = None
+    trained_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,6 +107,7 @@ def read_forget_set(
     *,
     image_column: str = "image",
     label_column: str = "label",
+    trained_labels: Tensor | None = None,
     views: int = 0,
     seed: int = 0,
     disable_progress: bool = True,
@@ -113,6 +117,7 @@ def read_forget_set(
     Args:
         forget_ids: the classes that the images may have, others are refused; empty for any.
         mapping: from :func:`zspag_hf.data.labels.reconcile_labels`.
+        trained_labels: ``(N,)``, one an image, as in :class:`ForgetSet`.
         views: random crops to take of each image in place of the image itself; 0 takes each image once as it is.
     """
     if not len(dataset):
@@ -142,9 +147,11 @@ def read_forget_set(
             unseen.append(to_pixels(random_views(image, views, rng), processor))
     images = torch.cat(whole)
     if not views:
-        return ForgetSet(images, labels, images, labels)
+        return ForgetSet(images, labels, images, labels, trained_labels=trained_labels)
     repeated = labels.repeat_interleave(views)
-    return ForgetSet(torch.cat(trained), repeated, images, labels, torch.cat(unseen), repeated[: len(unseen) * views])
+    under = None if trained_labels is None else trained_labels.repeat_interleave(views)
+    aside = torch.cat(unseen), repeated[: len(unseen) * views]
+    return ForgetSet(torch.cat(trained), repeated, images, labels, *aside, under)
 
 
 def read_retain_set(

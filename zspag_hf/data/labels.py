@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, Value
@@ -136,11 +137,11 @@ def reconcile_labels(
     return [by_name[key] for key in keys]
 
 
-def class_names(dataset: Dataset, label_column: str) -> list[str] | None:
-    """The ``ClassLabel`` names of a column, or None for plain integers; refuses any other column."""
+def class_names(dataset: Dataset, label_column: str, option: str = "label_column_name") -> list[str] | None:
+    """The ``ClassLabel`` names of a column, or None for plain integers; refuses any other. ``option`` names it."""
     if label_column not in dataset.column_names:
         columns = dataset.column_names
-        raise UnlearningError(f"there is no label column {label_column!r} among {columns}: give label_column_name.")
+        raise UnlearningError(f"there is no label column {label_column!r} among {columns}: give {option}.")
     feature = dataset.features[label_column]
     if isinstance(feature, ClassLabel):
         return feature.names
@@ -148,7 +149,7 @@ def class_names(dataset: Dataset, label_column: str) -> list[str] | None:
     if not held.startswith(("int", "uint")):
         raise UnlearningError(
             f"the label column {label_column!r} holds {held}: cast it with"
-            f" dataset.class_encode_column({label_column!r}), or give another label_column_name."
+            f" dataset.class_encode_column({label_column!r}), or give another {option}."
         )
     return None
 
@@ -169,6 +170,24 @@ def label_ids(dataset: Dataset, label_column: str, mapping: Sequence[int], num_l
                 f" {num_labels} classes: remove its images, or give another label_offset."
             )
     return torch.tensor(ids, dtype=torch.long)
+
+
+def wrong_labels(
+    dataset: Dataset, column: str, names: Sequence[str], forget_ids: Sequence[int], **reconciled: Any
+) -> Tensor:
+    """The retained class that each image was trained under, ``(N,)`` in the model's ids; -1 where the column says
+    nothing (None or -1), or a class that is forgotten.
+
+    Args:
+        names: the model's labels. reconciled: ``offset`` and ``mapping`` of :func:`reconcile_labels`.
+    """
+    ids = reconcile_labels(class_names(dataset, column, "trained_label_column"), names, **reconciled)
+    held = dataset[column][:]
+    there = [row for row, label in enumerate(held) if label not in (None, -1)]
+    found = torch.full((len(held),), -1)
+    if there:
+        found[there] = label_ids(dataset.select(there), column, ids, len(names))
+    return found.masked_fill(torch.isin(found, torch.tensor(list(forget_ids))), -1)
 
 
 def rows_of_classes(dataset: Dataset, label_column: str, mapping: Sequence[int], ids: Sequence[int]) -> list[int]:

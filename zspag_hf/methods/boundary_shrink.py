@@ -14,10 +14,11 @@ from ..config import option
 from ..parallel.processes import my_batches, summed
 from ..pipeline.attacks import FGSM, Untargeted
 from ..pipeline.classifier import PixelClassifier, gradient_batch
-from ..pipeline.pseudo_labels import retained_mask
+from ..pipeline.pseudo_labels import allowed_mask
 from .options import Confined, Trained
 from .plan import Plan
 from .run import Run
+from .stages import trained_labels
 
 BOUND = 0.1  # of the maximum norm, in [0, 1] pixels: the published code's
 
@@ -30,7 +31,12 @@ class AwayFromLabel(Untargeted, FGSM):
 
 
 def nearest_wrong_labels(
-    classifier: PixelClassifier, pixels: Tensor, labels: Tensor, forget_ids: list[int], disable_progress: bool = True
+    classifier: PixelClassifier,
+    pixels: Tensor,
+    labels: Tensor,
+    forget_ids: list[int],
+    disable_progress: bool = True,
+    trained: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """For each image the most likely class at x', without its own label and the forgotten classes.
 
@@ -38,7 +44,8 @@ def nearest_wrong_labels(
     it fails, or ends in another forgotten class, it is the runner-up there.
 
     Args:
-        pixels: ``(N, channels, H, W)`` uint8 or float in [0, 1]. labels: ``(N,)``.
+        pixels: ``(N, channels, H, W)`` uint8 or float in [0, 1]. labels: ``(N,)``. trained: ``(N,)``, as in
+            :func:`zspag_hf.pipeline.pseudo_labels.allowed_mask`.
 
     Returns:
         Labels ``(N,)``, and ``(N,)`` bool: whether they are the model's answer at x'.
@@ -48,7 +55,8 @@ def nearest_wrong_labels(
     for rows in tqdm(batches, desc="Nearest labels", disable=disable_progress):
         logits[rows] = classifier.predict(attack(classifier, pixels[rows], labels[rows]).pixels)
     logits = summed(logits)
-    allowed = retained_mask(classifier.num_labels, forget_ids).repeat(len(pixels), 1)
+    none = torch.full((len(pixels),), -1)
+    allowed = allowed_mask(classifier.num_labels, forget_ids, none if trained is None else trained)
     allowed[torch.arange(len(pixels)), labels] = False
     nearest = logits.masked_fill(~allowed, -torch.inf).argmax(1)
     return nearest, nearest == logits.argmax(1)
@@ -88,7 +96,8 @@ class BoundaryShrink(Confined, Trained):
         classifier, forget = run.classifier, run.forget
 
         def make():
-            nearest, crossed = nearest_wrong_labels(classifier, forget.pixels, forget.labels, run.forget_ids, run.quiet)
+            inputs = (classifier, forget.pixels, forget.labels, run.forget_ids, run.quiet)
+            nearest, crossed = nearest_wrong_labels(*inputs, trained_labels(run))
             return {"labels": nearest}, {"attack_success_rate": float(crossed.float().mean())}
 
         tensors, facts = run.stage("nearest_labels", make, under="pseudo_labels")

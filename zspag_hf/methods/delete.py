@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..config import option
-from ..pipeline.pseudo_labels import pseudo_labels
 from .options import Trained
 from .plan import Plan
 from .run import Run
+from .stages import masked_outputs
 
 
 @dataclass(kw_only=True)
@@ -35,4 +35,4 @@ class Delete(Trained):
     def prepare(self, run: Run) -> Plan:
         """Masked outputs as the targets."""
         logits = run.classifier.predict_shared(run.forget.pixels)
-        return Plan(run.forget.pixels, pseudo_labels(logits, run.forget_ids, None).targets, train_mode=True)
+        return Plan(run.forget.pixels, masked_outputs(run, logits), train_mode=True)

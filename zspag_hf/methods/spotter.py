@@ -18,10 +18,10 @@ from ..parallel.batches import KeptProxies
 from ..parallel.processes import my_batches, rank_and_size, summed
 from ..pipeline.attacks import PGDLinf, Untargeted
 from ..pipeline.classifier import PixelClassifier, gradient_batch
-from ..pipeline.pseudo_labels import pseudo_labels
 from .options import Trained
 from .plan import Plan
 from .run import Run
+from .stages import masked_outputs
 
 EPS, STEP, STEPS = 0.03, 0.01, 3  # of the neighbours' attack, in [0, 1] pixels: the published code's
 
@@ -110,9 +110,8 @@ class Spotter(Trained):
 
         tensors, facts = run.stage("neighbours", make, under="proxies")
         around = tensors["pixels"]
-        own, theirs = (
-            pseudo_labels(classifier.predict_shared(x), run.forget_ids, None).targets for x in (forget.pixels, around)
-        )
+        start, near = (classifier.predict_shared(x) for x in (forget.pixels, around))
+        own, theirs = masked_outputs(run, start), masked_outputs(run, near, start)
         targets = torch.cat([own, F.one_hot(forget.labels, classifier.num_labels).float()], 1)
         plan = Plan(forget.pixels, targets, proxies=KeptProxies(around, theirs, forget.labels))
         plan.facts["proxies"] = facts  # adversaries are made, none is kept

@@ -16,12 +16,13 @@ from ..pipeline.gradients import mean_gradient
 from ..pipeline.grams import Frame, collect_grams, energy_missed, find_frames, framed, too_wide
 from ..pipeline.influence import kfac, label_influence
 from ..pipeline.proxies import ProxySet, make_proxies
-from ..pipeline.pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, tilted_reweighting
+from ..pipeline.pseudo_labels import PseudoLabels, paper_pseudo_labels, pseudo_labels, seen_labels, tilted_reweighting
 from ..pipeline.subspaces import Basis, LayerGrams, Spectrum, free_energy, merged_bases, random_bases
 from .options import PAPER, Confined, Constrained, Proxies, Targets
 from .plan import Plan
 from .run import Run
 
+TRAINED_LABELS = "trained_labels"  # a stage
 REPORTED_IMAGES = 256
 INFLUENCE_IMAGES = 256  # proxies, drawn at random, that gradient and curvature are averaged over
 
@@ -37,13 +38,54 @@ class Subspaces:
     frames: dict[str, Frame]
 
 
+# ---------------------------------------------------------------------- labels that were trained, and are wrong
+
+
+def trained_labels(run: Run, logits: Tensor | None = None) -> Tensor | None:
+    """The stage "trained_labels": ``(N,)`` the retained class that the original was trained to give each forget image,
+    -1 for none; None where there is none at all. Told by a column, or else by the original's sure answers
+    (:func:`zspag_hf.pipeline.pseudo_labels.seen_labels`), of requests for classes alone.
+
+    Args:
+        logits: ``(N, C)`` of the original on the forget images, where they are known.
+    """
+    forget = run.forget
+    if not run.class_ids:
+        return None
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        found, given = forget.trained_labels, forget.trained_labels is not None
+        if found is None:
+            whole = len(forget.images) == len(forget)  # no crops in place of the images
+            known = logits if whole and logits is not None else run.classifier.predict_shared(forget.images)
+            found = seen_labels(known, forget.image_labels, run.forget_ids)
+            found = found.repeat_interleave(len(forget) // len(found))
+        each = max(1, run.args.forget_views)
+        counts = {k: int((found == k).sum()) // each for k in found[found >= 0].unique().tolist()}
+        return {"labels": found}, {"given": given, "images": [[k, count] for k, count in counts.items()]}
+
+    found = run.stage(TRAINED_LABELS, make)[0]["labels"]
+    return found if (found >= 0).any() else None
+
+
+def masked_outputs(run: Run, logits: Tensor, start: Tensor | None = None) -> Tensor:
+    """``(N, C)``: what the original says of the forget images, or of images made one from each, without the forgotten
+    classes and the wrong labels that it was trained to give.
+
+    Args:
+        logits: ``(N, C)``. start: the same of the forget images, where these are others.
+    """
+    trained = trained_labels(run, logits if start is None else start)
+    return pseudo_labels(logits, run.forget_ids, None, trained=trained).targets
+
+
 # ---------------------------------------------------------------------- proxies (eq. 1 and 2)
 
 
 def gather_proxies(
     run: Run,
     method: Proxies,
-    pixels: Tensor | None = None,
+    rows: Tensor | None = None,
     *,
     share: float = 1.0,
     name: str = "proxies",
@@ -52,14 +94,18 @@ def gather_proxies(
     """The stage ``name``: proxies of some forget images, of all by default.
 
     Args:
+        rows: ``(n,)`` indices of the forget images.
         share: of the numbers of proxies that the options name. logits: ``(n, C)`` of the images, where they are known.
     """
-    own = None if run.class_ids or pixels is not None else run.forget.labels  # classes that stay: no proxy of one's own
+    wrong = trained_labels(run, logits if rows is None else None)
+    own = wrong if run.class_ids else run.forget.labels  # classes that stay: no proxy of one's own
+    if own is not None and rows is not None:
+        own = own[rows]
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         proxies = make_proxies(
             run.classifier,
-            run.forget.pixels if pixels is None else pixels,
+            run.forget.pixels if rows is None else run.forget.pixels[rows],
             run.forget_ids,
             method.make_attack(),
             policy=method.proxy_policy,
@@ -70,12 +116,13 @@ def gather_proxies(
             own=own,
         )
         facts = dict(vars(proxies))
-        return {key: facts.pop(key) for key in ("pixels", "labels")}, facts
+        tensors = {key: facts.pop(key) for key in ("pixels", "labels", "own")}
+        return {key: tensor for key, tensor in tensors.items() if tensor is not None}, facts
 
     tensors, facts = run.stage(name, make, under="proxies")
     for key in ("per_class", "shortfall"):  # JSON knows no numbers as keys
         facts[key] = {int(k): n for k, n in facts[key].items()}
-    return ProxySet(tensors["pixels"], tensors["labels"], **facts)
+    return ProxySet(tensors["pixels"], tensors["labels"], **facts, own=tensors.get("own"))
 
 
 def proxy_facts(run: Run, proxies: ProxySet) -> dict[str, Any]:
@@ -229,15 +276,17 @@ def make_targets(
     run: Run, method: Targets, logits: Tensor, images: Any, grams: Mapping[str, Tensor] | None
 ) -> PseudoLabels:
     """By the original's logits ``(N, C)``, tilted by influence or by the likeness of classes, or by influence alone."""
+    trained = trained_labels(run, logits)
     influence = forget_influence(run, images, grams) if method.by_influence and grams is not None else None
     if method.targets in PAPER and influence is not None:
         masked = method.targets == "paper"
         return paper_pseudo_labels(
-            influence, run.forget.labels, run.forget_ids, run.seed, method.influence_sign, masked=masked
+            influence, run.forget.labels, run.forget_ids, run.seed, method.influence_sign, masked, trained
         )
     if method.tilt == "similarity":
-        return tilted_reweighting(logits, run.forget_ids, head_weight(run), run.class_ids, prior=method.targets)
-    return pseudo_labels(logits, run.forget_ids, influence, method.targets, sign=method.influence_sign)
+        head = head_weight(run)
+        return tilted_reweighting(logits, run.forget_ids, head, run.class_ids, method.targets, trained)
+    return pseudo_labels(logits, run.forget_ids, influence, method.targets, sign=method.influence_sign, trained=trained)
 
 
 def forget_influence(run: Run, images: Any, grams: Mapping[str, Tensor]) -> Tensor:

@@ -34,6 +34,7 @@ from .stages import (
     gather_targets,
     head_weight,
     proxy_facts,
+    trained_labels,
 )
 
 MAX_STEPS = 1000  # of a run that the readings do not end
@@ -126,13 +127,14 @@ class ZSPAG(Proxies, Targets):
         forget = run.forget.pixels
         train, held = split(len(forget), self.holdout_share, run.seed)
         logits = run.classifier.predict_shared(forget)
-        proxies = gather_proxies(run, self, forget[train], logits=logits[train])
+        trained_labels(run, logits)  # known to all that follows
+        proxies = gather_proxies(run, self, train, logits=logits[train])
         share = self.holdout_share / (1 - self.holdout_share)
-        judges = gather_proxies(run, self, forget[held], share=share, name="held_out_proxies", logits=logits[held])
+        judges = gather_proxies(run, self, held, share=share, name="held_out_proxies", logits=logits[held])
         subspaces = gather_subspaces(run, proxies)
         targets = gather_targets(run, self, logits, proxies, subspaces.grams).targets
         plan = Plan(forget[train], targets[train], list(run.layers), facts={"proxies": proxy_facts(run, proxies)})
-        held_out = HeldOut(run.classifier, judges.pixels, forget[held], targets[held], run.forget_ids)
+        held_out = HeldOut(run.classifier, judges.pixels, forget[held], targets[held], run.forget_ids, judges.own)
         self.adapt(run, plan, subspaces, held_out, proxies)
         plan.proxies = self.kept_proxies(run, plan, proxies)
         return plan
@@ -187,7 +189,7 @@ class ZSPAG(Proxies, Targets):
             features = (features - self.center) / self.scale
             points = {"features": features, "labels": proxies.labels}
             plan.projected = points | {"center": self.center, "scale": self.scale}
-        targets = pseudo_labels(logits, run.forget_ids, None).targets
+        targets = pseudo_labels(logits, run.forget_ids, None, trained=proxies.own).targets
         return KeptProxies(proxies.pixels, targets, proxies.labels, features)
 
     def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:

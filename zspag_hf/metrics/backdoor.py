@@ -70,7 +70,7 @@ def poison(
 
     Returns:
         The training set, stamped images last; and the forget set: all images of the source class as they were trained
-        on, stamped or not, under the source label.
+        on, stamped or not, under the source label, with the one that they were trained under as ``trained_label``.
 
     Raises:
         UnlearningError: equal labels, a share outside (0, 1], or no image of the source class.
@@ -86,7 +86,11 @@ def poison(
     clean = dataset.select(np.setdiff1d(np.arange(len(dataset)), hit))
     spared = dataset.select(np.setdiff1d(rows, hit))
     wrong = _replaced(marked, label_column, [target] * len(hit))
-    return concatenate_datasets([clean, wrong]), concatenate_datasets([spared, marked])
+    forget = concatenate_datasets([spared, marked])
+    under = [source] * len(spared) + [target] * len(hit)
+    return concatenate_datasets([clean, wrong]), forget.add_column(
+        "trained_label", under, feature=dataset.features[label_column]
+    )
 
 
 def attack_accuracy(classifier: PixelClassifier, test: TorchDataset, target: int) -> float | None:

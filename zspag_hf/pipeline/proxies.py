@@ -12,7 +12,7 @@ from ..errors import UnlearningError
 from ..parallel.processes import my_batches, summed
 from .attacks import Attack
 from .classifier import PixelClassifier, gradient_batch, to_unit
-from .pseudo_labels import Ids, retained_mask
+from .pseudo_labels import Ids, allowed_mask, retained_mask
 
 POLICIES = ("quota", "second")
 
@@ -30,6 +30,7 @@ class ProxySet:
         attack_success_rate: share of attacks that ended in any retained class, the paper's definition, in [0, 1].
         per_class: retained class id -> proxies labelled with it.
         shortfall: retained class id -> proxies missing from its quota; classes beyond the total bound have all of it.
+        own: ``(P,)`` of the image behind each, as in :func:`make_proxies`; None where that was.
     """
 
     pixels: Tensor
@@ -38,6 +39,7 @@ class ProxySet:
     attack_success_rate: float
     per_class: dict[int, int] = field(repr=False)
     shortfall: dict[int, int] = field(repr=False)
+    own: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,9 +47,7 @@ class ProxySet:
 
 def second_best(logits: Tensor, forget_ids: Ids, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The logits ``(N, C)`` with -inf where an image is not to be attacked towards a class, and each image's target."""
-    scores = logits.masked_fill(~retained_mask(logits.shape[1], forget_ids), -torch.inf)
-    if own is not None:
-        scores[torch.arange(len(own)), own] = -torch.inf
+    scores = logits.masked_fill(~allowed_mask(logits.shape[1], forget_ids, own), -torch.inf)
     return scores, scores.argmax(1)  # eq. 2, over all retained classes
 
 
@@ -59,8 +59,8 @@ def quota_pairs(
     Eq. 2 sends each image to its second-best class; of 1,000 cat images that left one class empty and four under 50. So
     every retained class takes the images with the largest logit for it, those whose second-best class it is first. One
     image may serve several classes. Where classes x quota exceeds ``max_proxies`` the quota shrinks, at last to one
-    proxy for each of the classes with the largest mean logit. Where classes stay, ``own`` ``(N,)``, an image is
-    attacked towards others alone.
+    proxy for each of the classes with the largest mean logit. ``own`` ``(N,)`` is a class that an image is not attacked
+    towards, -1 for none.
     """
     keep = retained_mask(logits.shape[1], forget_ids)
     scores, second = second_best(logits, forget_ids, own)
@@ -83,9 +83,9 @@ def attack_pairs(
     accept: Tensor | None = None,
     own: Tensor | None = None,
     disable_progress: bool = True,
-) -> tuple[Tensor, Tensor, Pairs]:
-    """One attack on every pair, processes share the batches: pixels and answers of what was taken, and the pairs that
-    failed. Taken are answers in ``accept`` (``(C,)`` bool) or the class aimed at, and none of ``own`` (``(N,)``)."""
+) -> tuple[Tensor, Tensor, Pairs, Pairs]:
+    """One attack on every pair, processes share the batches: pixels, answers and pairs of what was taken, and the pairs
+    that failed. Taken are answers in ``accept`` (``(C,)`` bool) or the class aimed at, none of ``own`` (``(N,)``)."""
     moved = torch.zeros(len(pairs), *pixels.shape[1:], dtype=to_unit(pixels[:0], "cpu").dtype)
     answers = torch.zeros(len(pairs), dtype=torch.long)
     batches = my_batches(len(pairs), gradient_batch(pixels))
@@ -97,7 +97,8 @@ def attack_pairs(
     take = answers == torch.tensor([k for _, k in pairs]) if accept is None else accept[answers]
     if own is not None:
         take &= answers != own[[i for i, _ in pairs]]
-    return moved[take], answers[take], [pair for pair, ok in zip(pairs, take.tolist(), strict=True) if not ok]
+    taken, failed = ([pairs[i] for i in part.nonzero().squeeze(1).tolist()] for part in (take, ~take))
+    return moved[take], answers[take], taken, failed
 
 
 def make_proxies(
@@ -122,7 +123,8 @@ def make_proxies(
         policy: "quota", see :func:`quota_pairs`; "second", the literal eq. 2, one attack an image.
         eps_doublings: images that did not cross are attacked again with twice the radius, this many times (quota only).
         logits: ``(N, C)`` of the images, where they are known.
-        own: ``(N,)`` the images' classes, where these stay: no image is a proxy of its own class, least of all itself.
+        own: ``(N,)`` a retained class of which an image may be no proxy, -1 for none: its own class where that stays,
+            least of all by itself; or a wrong label that it was trained under.
 
     Raises:
         UnlearningError: no attack crossed, or no class is retained.
@@ -139,6 +141,7 @@ def make_proxies(
     else:
         pairs, quota = quota_pairs(logits, forget_ids, per_class, max_proxies, own)
     images, answers, pending, stronger = [], [], pairs, attack
+    sources = list[int]()
     for doubling in range(eps_doublings + 1):
         if pending:
             stronger = attack.at_eps(attack.eps * 2**doubling) if doubling else attack
@@ -146,7 +149,8 @@ def make_proxies(
             part = attack_pairs(classifier, pixels, pending, stronger, accept, own, disable_progress)
             images.append(part[0])
             answers.append(part[1])
-            pending = part[2]
+            sources += [i for i, _ in part[2]]
+            pending = part[3]
     labels = torch.cat(answers)
     if not len(labels):
         raise UnlearningError(
@@ -162,4 +166,5 @@ def make_proxies(
         len(labels) / len(pairs),
         {k: counts[k] for k in retained},
         {k: quota - counts[k] for k in retained if counts[k] < quota},
+        None if own is None else own[sources],
     )

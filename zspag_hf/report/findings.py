@@ -34,6 +34,8 @@ class Findings:
         forget_images: in the request; each was seen as ``forget_views`` random crops where that is not 0.
         layers: a layer's name, d_in, rank, free_forget_energy, weight_change ||W - W0|| / ||W0||, and proxy_drift, the
             relative change of its outputs on the proxies.
+        trained_labels: "images", a retained label -> forget images that the original was trained to give it, and
+            "given", whether a column said so, or else the original's answers; None where there are none.
         choice: what an adaptive run chose; curve: the held-out measurements that it chose by.
         timings_s: one entry a stage, and their total.
         config: options of the run. method_options: the method's, as the run resolved them. given: all that were given,
@@ -60,6 +62,7 @@ class Findings:
     retrained_models: int = 0
     proxies: dict | None = None
     layers: list[dict] = field(default_factory=list)
+    trained_labels: dict | None = None
     base_revision: str | None = None
     inherited: dict[str, str | list[str]] = field(default_factory=dict)
     dataset: str | None = None
@@ -118,8 +121,16 @@ class Findings:
         )
 
     def left_out(self) -> list[str]:
-        """What the run could not look at, a sentence each: retained classes without a proxy, parts of wide layers."""
+        """What the run left out, a sentence each: labels that were wrong, retained classes without a proxy, parts of
+        wide layers."""
         lines, per_class = [], (self.proxies or {}).get("per_class", {})
+        if self.trained_labels:
+            told = ", ".join(f"{n} as {label!r}" for label, n in self.trained_labels["images"].items())
+            by = "the data say" if self.trained_labels["given"] else "the original's sure answers say"
+            lines.append(
+                f"Forget images were trained under a label of another class, {by}: {told}; neither their targets nor"
+                " their proxies keep it."
+            )
         if empty := sum(not count for count in per_class.values()):
             lines.append(f"{empty} of {len(per_class)} retained classes have no proxy, so nothing stands for them.")
         if missed := [layer["missed"] for layer in self.layers if "missed" in layer]:

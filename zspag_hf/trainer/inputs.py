@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ..config import UnlearningConfig
 from ..data.images import EvalDataset, ForgetSet, RetainSet, labelled_dataset, read_forget_set, read_retain_set
-from ..data.labels import check_dataset, class_names, reconcile_labels
+from ..data.labels import check_dataset, class_names, reconcile_labels, wrong_labels
 from ..data.request import Request
+from ..errors import UnlearningError
 from ..evaluation.accepted import check_outputs
 from ..methods import Method, Run
 from ..pipeline.classifier import PixelClassifier
@@ -75,18 +76,31 @@ class Inputs:
             what=what,
         )
 
-    def forget(self, dataset: Dataset, class_ids: list[int]) -> ForgetSet:
-        """The images to forget, checked against the classes to forget."""
-        args = self.args
+    def forget(self, dataset: Dataset, request: Request) -> ForgetSet:
+        """The images to forget, checked against the classes to forget.
+
+        Raises:
+            UnlearningError: bad data, or a column of wrong labels where no class is forgotten.
+        """
+        args, column, trained = self.args, self.args.trained_label_column, None
+        labels: dict[str, Any] = {"offset": args.label_offset, "mapping": self.mapping}
         listed = class_names(dataset, args.label_column_name)
+        if column is not None and not request.class_ids:
+            raise UnlearningError(
+                f"trained_label_column={column!r} would change nothing where images are forgotten and their classes"
+                " stay: leave it out, or give forget_classes."
+            )
+        if column is not None:
+            trained = wrong_labels(dataset, column, self.label_names, request.forgotten_ids, **labels)
         return read_forget_set(
             dataset,
             self.processor,
-            class_ids,
-            reconcile_labels(listed, self.label_names, offset=args.label_offset, mapping=self.mapping),
+            request.class_ids,
+            reconcile_labels(listed, self.label_names, **labels),
             len(self.label_names),
             image_column=args.image_column_name,
             label_column=args.label_column_name,
+            trained_labels=trained,
             views=args.forget_views,
             seed=args.seed,
             disable_progress=self.quiet,
@@ -127,7 +141,7 @@ def first_run(
     """The images read, the layers found, and the method asked whether it can work on them: a training goes on from
     there. Retained data are touched for a method that reads them alone."""
     args, classifier = inputs.args, PixelClassifier(model, inputs.processor)
-    forget = inputs.forget(forget_dataset, request.class_ids)
+    forget = inputs.forget(forget_dataset, request)
     if not request.class_ids:
         check_same_images(args.output_dir, forget.images)
     retained = None

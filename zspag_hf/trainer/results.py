@@ -24,6 +24,7 @@ from ..hub.datasets import hub_id
 from ..hub.models import inherited_card, source_of
 from ..hub.repository import HubOptions
 from ..methods import Method, Run
+from ..methods.stages import TRAINED_LABELS
 from ..metrics import compute
 from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
 from ..parallel.memory import peak_memory_mb
@@ -79,6 +80,7 @@ def finished_report(
         drawn_to = run.plan.proxies.features is not None and options.get("feature_weight", 0) > 0
         choice |= {"features_drawn": drawn_to and options["scope"] != "head", "probe": facts.get("probe", [])}
     layers = facts.get("layers", [])
+    wrong = None if run.plan is None else run.stages.load(TRAINED_LABELS)
     if layers:
         grams = LayerGrams(run.stages.on_disk("subspaces"), facts["owner"])
         layers = [
@@ -109,6 +111,7 @@ def finished_report(
         seed=args.seed,
         proxies=facts.get("proxies"),
         layers=layers,
+        trained_labels=None if wrong is None else named_labels(run, wrong[1]),
         choice=choice,
         curve=control.curve if control else [],
         timings_s=run.timings,
@@ -118,6 +121,13 @@ def finished_report(
         config=args.public(),
         versions=versions(),
     )
+
+
+def named_labels(run: Run, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The facts of the stage "trained_labels" as the report has them; None where no label was wrong."""
+    names = distinct(run.label_names)
+    images = {names[k]: count for k, count in facts["images"]}
+    return {"given": facts["given"], "images": images} if images else None
 
 
 def movement(layer: Layer, original: Tensor, gram: Tensor) -> dict[str, float]:
