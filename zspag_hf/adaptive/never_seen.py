@@ -49,20 +49,20 @@ class CachedHead:
         self.proxy_logits[:, ids] += self.gain * self.proxies @ change.T
 
 
-def fit_retained_rows(head: CachedHead, targets: Tensor, original: Tensor, forget_ids: Ids) -> None:
+def fit_retained_rows(head: CachedHead, targets: Tensor, answers: Tensor, forget_ids: Ids) -> None:
     """Move the retained rows so that forget images get their targets and proxies keep their answers.
 
     min over dW of CE(q, softmax over retained classes) on the forget images + KL(original || new) on the proxies +
     RIDGE |dW|^2, dW in units of the mean length of a forget feature: convex, by L-BFGS on cached features.
 
     Args:
-        targets: ``(N, C)``. original: ``(P, C)`` the original's logits on the proxies.
+        targets: ``(N, C)``. answers: ``(P, C)`` the original's outputs on the proxies; both without forgotten classes.
     """
     keep = retained_mask(len(head.rows), forget_ids)
     length = float(head.forget.square().sum(1).mean().sqrt())
     x, others = head.gain * head.forget / length, head.gain * head.proxies / length
     z, theirs = head.forget_logits[:, keep], head.proxy_logits[:, keep]
-    q, answers = targets[:, keep], original[:, keep].log_softmax(1)
+    q, kept = targets[:, keep], answers[:, keep]
     change = torch.zeros(int(keep.sum()), x.shape[1], requires_grad=True)
     solver = torch.optim.LBFGS([change], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
@@ -70,7 +70,7 @@ def fit_retained_rows(head: CachedHead, targets: Tensor, original: Tensor, forge
         solver.zero_grad()
         learned = F.cross_entropy(z + x @ change.T, q)
         now = (theirs + others @ change.T).log_softmax(1)
-        moved = F.kl_div(now, answers, log_target=True, reduction="batchmean")
+        moved = F.kl_div(now, kept, reduction="batchmean")
         total = learned + moved + RIDGE * change.square().sum()
         total.backward()
         return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -27,18 +27,10 @@ from ..pipeline.pseudo_labels import pseudo_labels
 from .options import CONSTRAINTS, Proxies
 from .plan import Plan
 from .run import Run
-from .stages import constrain, gather_proxies, gather_subspaces, proxy_facts
+from .stages import constrain, gather_proxies, gather_subspaces, proxy_facts, trained_labels
 from .zspag import split
 
 STEPS = 100  # unless max_steps says otherwise
-
-
-@dataclass
-class Stand:
-    """Images that stand for retained ones: pixels ``(P, channels, H, W)`` in [0, 1], labels ``(P,)``."""
-
-    pixels: Tensor
-    labels: Tensor
 
 
 @dataclass(kw_only=True)
@@ -124,32 +116,33 @@ class ZSPAGDeep(Proxies):
         train, held = split(len(forget), self.holdout_share, run.seed)
         logits = classifier.predict_shared(forget)
         share = self.holdout_share / (1 - self.holdout_share)
-        proxies = gather_proxies(run, self, forget[train], logits=logits[train])
-        judges = gather_proxies(run, self, forget[held], share=share, name="held_out_proxies", logits=logits[held])
-        own = logits.softmax(1).gather(1, run.forget.labels[:, None]).squeeze(1)
-        clear = self.raised(run, "confident_proxies", proxies, own)
-        clear_judges = self.raised(run, "held_out_confident_proxies", judges, own)
+        wrong = trained_labels(run, logits)
+        known = run.forget.labels if wrong is None else torch.where(wrong < 0, run.forget.labels, wrong)
+        sure = logits.softmax(1).gather(1, known[:, None]).squeeze(1)
+        proxies = gather_proxies(run, self, train, logits=logits[train])
+        judges = gather_proxies(run, self, held, share=share, name="held_out_proxies", logits=logits[held])
+        clear = self.raised(run, "confident_proxies", proxies, sure)
+        clear_judges = self.raised(run, "held_out_confident_proxies", judges, sure)
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            made, strength = view_targets(classifier, forget, run.forget_ids, run.seed)
+            made, strength = view_targets(classifier, forget, run.forget_ids, run.seed, wrong)
             return {"targets": made}, {"strength": strength}
 
         targets = run.stage("targets", make)[0]["targets"]
-        both = Stand(torch.cat([clear, proxies.pixels]), proxies.labels.repeat(2))
+        both = twice(proxies, clear)
         labels = F.one_hot(run.forget.labels, classifier.num_labels).float()
+        kept = self.kept(run, both, len(clear))
         plan = Plan(
             forget[train],
             torch.cat([targets, labels], 1)[train],
             list(run.layers),
             facts={"proxies": proxy_facts(run, proxies)},
-            proxies=self.kept(run, both, clear, proxies.labels),
+            proxies=kept,
         )
         constrain(run, plan, gather_subspaces(run, both), "soft", self.energy_threshold, forget)
         self.set_goal(run, plan, targets[train], run.forget.labels[train])
-        held_out = HeldOut(classifier, clear_judges, forget[held], targets[held], run.forget_ids)
-        finish = partial(
-            self.finish, run, forget[train], targets[train], both.pixels, classifier.predict_shared(both.pixels)
-        )
+        held_out = HeldOut(classifier, clear_judges, forget[held], targets[held], run.forget_ids, judges.own)
+        finish = partial(self.finish, run, forget[train], targets[train], kept)
         assert isinstance(plan.constraint, SoftConstraint) and self.learning_rate is not None
         control = SteadyControl(
             held_out, plan.constraint, run.layers, self.proxy_budget, self.learning_rate, run.log, finish
@@ -158,35 +151,34 @@ class ZSPAGDeep(Proxies):
         plan.facts["control"] = control
         return plan
 
-    def raised(self, run: Run, name: str, proxies: ProxySet, own: Tensor) -> Tensor:
-        """The stage ``name``: the proxies, attacked on until as confident as forget images, ``own`` ``(N,)``."""
+    def raised(self, run: Run, name: str, proxies: ProxySet, sure: Tensor) -> Tensor:
+        """The stage ``name``: the proxies, attacked on until as confident as forget images, ``sure`` ``(N,)``."""
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            made = confident_proxies(run.classifier, proxies.pixels, proxies.labels, own, run.seed, run.quiet)
+            made = confident_proxies(run.classifier, proxies.pixels, proxies.labels, sure, run.seed, run.quiet)
             return {"pixels": made}, {}
 
         return run.stage(name, make, under="proxies")[0]["pixels"]
 
-    def kept(self, run: Run, both: Stand, clear: Tensor, labels: Tensor) -> KeptProxies:
-        """Proxies of both kinds with the original's outputs; drawn like the forget images are the confident ones, the
-        first of them, whose unit features ``(P, D)`` and outputs ``(P, C)`` stand side by side."""
-        logits, features = predict_with_inputs(run.classifier, run.layers[run.head or ""], both.pixels)
-        targets = pseudo_labels(logits, run.forget_ids, None).targets
-        features = F.normalize(features, dim=1)
-        drawn = torch.cat([features, targets], 1)[: len(clear)]
-        return KeptProxies(both.pixels, targets, labels, drawn)
+    def kept(self, run: Run, proxies: ProxySet, drawn: int) -> KeptProxies:
+        """Proxies with the original's outputs; drawn like the forget images are the first of them, whose unit features
+        ``(P, D)`` and outputs ``(P, C)`` stand side by side."""
+        logits, features = predict_with_inputs(run.classifier, run.layers[run.head or ""], proxies.pixels)
+        targets = pseudo_labels(logits, run.forget_ids, None, trained=proxies.own).targets
+        features = torch.cat([F.normalize(features, dim=1), targets], 1)[:drawn]
+        return KeptProxies(proxies.pixels, targets, proxies.labels[:drawn], features)
 
     def set_goal(self, run: Run, plan: Plan, targets: Tensor, labels: Tensor) -> None:
-        """The scatter at which the depth term rests; and features for the picture."""
+        """The scatter at which the depth term rests."""
         assert plan.pixels is not None and plan.proxies is not None and plan.proxies.features is not None
         _, mine = predict_with_inputs(run.classifier, run.layers[run.head or ""], plan.pixels)
         theirs = plan.proxies.features[:, : mine.shape[1]]
         self.goal = scatter_goal(mine, labels, theirs, plan.proxies.labels, targets)
 
-    def finish(self, run: Run, forget: Tensor, targets: Tensor, proxies: Tensor, original: Tensor) -> float:
+    def finish(self, run: Run, forget: Tensor, targets: Tensor, proxies: KeptProxies) -> float:
         """Fit the head."""
-        head = CachedHead(run.classifier, run.layers[run.head or ""], forget, proxies)
-        fit_retained_rows(head, targets, original, run.forget_ids)
+        head = CachedHead(run.classifier, run.layers[run.head or ""], forget, proxies.pixels)
+        fit_retained_rows(head, targets, proxies.targets, run.forget_ids)
         return write_never_seen_rows(head, run.forget_ids)
 
     def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -216,3 +208,9 @@ class ZSPAGDeep(Proxies):
         if not now > self.goal:  # also where no class has two images in the batch
             return features.new_zeros(())
         return joint_discrepancy(mine, wanted, theirs, answers)
+
+
+def twice(proxies: ProxySet, clear: Tensor) -> ProxySet:
+    """The proxies behind their confident form ``(P, channels, H, W)``: one set of both."""
+    own = None if proxies.own is None else proxies.own.repeat(2)
+    return replace(proxies, pixels=torch.cat([clear, proxies.pixels]), labels=proxies.labels.repeat(2), own=own)
