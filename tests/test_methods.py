@@ -286,6 +286,7 @@ class TestTargets:
             timings = job.report.timings_s
             assert sum(s for stage, s in timings.items() if stage != "total") <= timings["total"]
         assert seen.keys() == {"random_labels", "salun", "trw", "zspag_paper"}
+        del seen["zspag_paper"]  # whose influence is that on eq. 2's proxies alone
         assert all(torch.equal(targets, seen["salun"]) for targets in seen.values())
 
     @pytest.mark.slow

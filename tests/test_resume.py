@@ -35,6 +35,7 @@ FIXED = {**BEE, "method": "zspag_paper", "proxy_policy": "quota", "subspace_merg
 JOBS = {
     "default": {**BEE, "max_steps": 20, "proxy_budget": 0.1},
     "steered": {**BEE, "max_steps": 60, "proxy_budget": 0.1, "learning_rate": 0.6},  # too large at first
+    "deep": {**BEE, "method": "zspag_deep", "max_steps": 20},
     "momentum": {**FIXED, "learning_rate": 0.01, "optim_args": "momentum=0.9", "max_steps": 20},
     "adamw": {**FIXED, "learning_rate": 0.001, "optim": "adamw_torch", "weight_decay": 0.01, "constraint": "soft"},
     "short": {**FIXED, "learning_rate": 0.01, "max_steps": 3},
@@ -45,6 +46,10 @@ JOBS["adamw"]["max_steps"] = 30
 OF_PAPER = ["trained_labels", "proxies", "second_best_proxies", "subspaces", "pseudo_labels", "layers"]
 STAGES = {
     "default": ["trained_labels", "proxies", "held_out_proxies", "subspaces", "pseudo_labels", "adaptation", "layers"],
+    "deep": [
+        *("trained_labels", "proxies", "held_out_proxies", "confident_proxies", "held_out_confident_proxies"),
+        *("targets", "subspaces", "layers"),
+    ],
     **dict.fromkeys(("momentum", "short"), OF_PAPER),
     "wide": ["trained_labels", "proxies", "second_best_proxies", "frames", "subspaces", "pseudo_labels", "layers"],
     "amun": ["adversaries"],
@@ -288,7 +293,7 @@ class TestCutOff:
 @needs_kill
 @pytest.mark.slow
 class TestStages:
-    @pytest.mark.parametrize("job", ["default", "wide", "amun"])
+    @pytest.mark.parametrize("job", ["default", "deep", "wide", "amun"])
     def test_killed_again_and_again_while_a_stage_is_written(self, tmp_path, whole, job):
         """Each process but the last dies in writing the next stage; those before it are read and not made again."""
         before = {}
@@ -312,6 +317,7 @@ class TestTraining:
         [
             ("momentum", None, [(at_step, 15)], 1),  # without checkpoints: all steps anew, from stages that are there
             ("momentum", 7, [(at_step, 5), (in_checkpoint, 14), (at_step, 18)], 15),  # within epochs of three steps
+            ("deep", 7, [(at_step, 5), (in_checkpoint, 14), (at_step, 18)], 15),
             ("adamw", 10, [(at_step, 10), (at_step, 25)], 21),  # the first one before a checkpoint is written
             ("steered", 10, [(at_step, 15), (in_checkpoint, 20), (at_step, 35), (at_step, 60)], 51),
             ("steered", 7, [(at_step, 25)], 21),  # put off to the end of the round, steps 10 and 20

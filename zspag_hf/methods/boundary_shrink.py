@@ -93,11 +93,11 @@ class BoundaryShrink(Confined, Trained):
 
     def prepare(self, run: Run) -> Plan:
         """The forget images with their nearest wrong labels."""
-        classifier, forget = run.classifier, run.forget
+        classifier, forget, trained = run.classifier, run.forget, trained_labels(run)
 
         def make():
             inputs = (classifier, forget.pixels, forget.labels, run.forget_ids, run.quiet)
-            nearest, crossed = nearest_wrong_labels(*inputs, trained_labels(run))
+            nearest, crossed = nearest_wrong_labels(*inputs, trained)
             return {"labels": nearest}, {"attack_success_rate": float(crossed.float().mean())}
 
         tensors, facts = run.stage("nearest_labels", make, under="pseudo_labels")

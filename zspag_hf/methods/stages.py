@@ -254,9 +254,11 @@ def gather_targets(
             inputs, for what is made by influence.
     """
 
+    trained = trained_labels(run, logits)  # a stage of its own, timed by itself
+
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         start = run.classifier.predict_shared(run.forget.pixels) if logits is None else logits
-        made = make_targets(run, method, start, images, grams)
+        made = make_targets(run, method, start, images, grams, trained)
         return {name: tensor for name, tensor in vars(made).items() if tensor is not None}, {}
 
     tensors, _ = run.stage("pseudo_labels", make)
@@ -273,10 +275,14 @@ def targets_from_proxies(run: Run, method: Any, facts: dict[str, Any]) -> Tensor
 
 
 def make_targets(
-    run: Run, method: Targets, logits: Tensor, images: Any, grams: Mapping[str, Tensor] | None
+    run: Run,
+    method: Targets,
+    logits: Tensor,
+    images: Any,
+    grams: Mapping[str, Tensor] | None,
+    trained: Tensor | None,
 ) -> PseudoLabels:
     """By the original's logits ``(N, C)``, tilted by influence or by the likeness of classes, or by influence alone."""
-    trained = trained_labels(run, logits)
     influence = forget_influence(run, images, grams) if method.by_influence and grams is not None else None
     if method.targets in PAPER and influence is not None:
         masked = method.targets == "paper"
