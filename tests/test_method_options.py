@@ -32,6 +32,7 @@ from zspag_hf.methods import (
 OTHER = {  # option -> a value that is no method's default
     "learning_rate": 0.3,
     "num_train_epochs": 2.5,
+    "most_steps": 70,
     "optim": "adafactor",
     "optim_args": "momentum=0.5",
     "weight_decay": 0.25,
@@ -283,7 +284,7 @@ SGD = {"optim": "sgd", "optim_args": None, "weight_decay": 0.0}
 MOMENTUM = SGD | {"optim_args": "momentum=0.9"}
 DECAYED = MOMENTUM | {"weight_decay": 5e-4}
 PUBLISHED = [  # method, form, labels -> options; of CIFAR-10 or of CIFAR-100 where there are two
-    ("zspag_paper", {}, (5, 100), SGD | {"learning_rate": 0.17, "num_train_epochs": 5, "energy_threshold": 0.98}),
+    ("zspag_paper", {}, (5, 100), SGD | {"learning_rate": 0.12, "num_train_epochs": 10, "energy_threshold": 0.98}),
     ("unsc", {}, (5, 20), SGD | {"learning_rate": 0.04, "num_train_epochs": 25, "energy_threshold": 0.99}),
     ("unsc", {}, (21, 100), SGD | {"learning_rate": 0.04, "num_train_epochs": 20, "constraint": "hard"}),
     ("random_labels", {}, (5, 100), SGD | {"learning_rate": 0.01, "num_train_epochs": 10}),

@@ -30,6 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from measure import machine
+from models import quiet_config
 from pages import spread
 from tables import Budget, Runner, chosen
 from tqdm.auto import tqdm
@@ -229,6 +230,14 @@ def confining(method: Method) -> tuple:
     return getattr(method, "constraint", None), getattr(method, "threshold", None)
 
 
+def as_long(method: Method, images: int) -> Method:
+    """Random labels with no more steps on so many forget images than the preset takes."""
+    if not isinstance(method, RandomLabels):
+        return method
+    batches = -(-images // quiet_config().per_device_train_batch_size)
+    return replace(method, num_train_epochs=min(PRESET.num_train_epochs, PRESET.most_steps / batches))
+
+
 def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
     """Run every row for every seed; kept runs are read."""
     rows = all_rows(parts)
@@ -243,7 +252,8 @@ def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
         cells[row.name] = []
         for seed in seeds:
             try:
-                cells[row.name].append(runner.cell(row.name, row.method, seed, rates[row.name]))
+                method = as_long(row.method, len(runner.parts(seed)[0]))
+                cells[row.name].append(runner.cell(row.name, method, seed, rates[row.name]))
             except UnlearningError as error:  # a radius that no attack crosses, for one: part of the result
                 cells[row.name].append(None)
                 errors.setdefault(row.name, str(error))
