@@ -50,10 +50,11 @@ def test_the_preset_runs_in_every_form_and_moves_nothing_that_proxies_use(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("given", "steps"), [({"most_steps": 3}, 3), ({"most_steps": 9}, 4), ({"most_steps": 3, "max_steps": 5}, 5)]
+    ("given", "steps"),
+    [({"num_train_epochs": 2}, 4), ({"max_steps": 5}, 5), ({"num_train_epochs": 2, "max_steps": 5}, 5)],
 )
-def test_steps_end_with_the_epochs_or_their_bound_and_max_steps_goes_before_both(tmp_path, given, steps):
-    run = job(tmp_path, num_train_epochs=2, per_device_train_batch_size=20, **given)
+def test_epochs_or_steps_that_are_given_go_before_the_preset_s_steps(tmp_path, given, steps):
+    run = job(tmp_path, per_device_train_batch_size=20, **given)
     run.train()
     assert run.state.global_step == steps
 

@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from zspag_hf.errors import UnlearningError
 from zspag_hf.methods import ZSPAG, Method, RandomLabels, ZSPAGPaper, method_name
 from zspag_hf.methods.options import MERGES, PRIORS, TILTS
+from zspag_hf.methods.zspag_paper import STEPS
 from zspag_hf.pipeline.attacks import ATTACKS
 from zspag_hf.pipeline.proxies import POLICIES
 from zspag_hf.pipeline.pseudo_labels import SIGNS
@@ -60,7 +61,7 @@ UNSTEERED = ZSPAGPaper(
     tilt="influence",
     influence_sign="eq10",
 )
-UNCONFINED = RandomLabels(learning_rate=PRESET.learning_rate, num_train_epochs=PRESET.num_train_epochs)
+UNCONFINED = RandomLabels(learning_rate=PRESET.learning_rate)  # as_long gives it the preset's steps
 IN_SUBSPACE = replace(
     UNCONFINED,
     constraint="hard",
@@ -231,11 +232,10 @@ def confining(method: Method) -> tuple:
 
 
 def as_long(method: Method, images: int) -> Method:
-    """Random labels with no more steps on so many forget images than the preset takes."""
+    """Random labels with as many steps on so many forget images as the preset takes."""
     if not isinstance(method, RandomLabels):
         return method
-    batches = -(-images // quiet_config().per_device_train_batch_size)
-    return replace(method, num_train_epochs=min(PRESET.num_train_epochs, PRESET.most_steps / batches))
+    return replace(method, num_train_epochs=STEPS / -(-images // quiet_config().per_device_train_batch_size))
 
 
 def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
