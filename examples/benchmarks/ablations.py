@@ -107,7 +107,6 @@ PARTS: dict[str, dict[str, dict[str, Method]]] = {
             "random subspace + RL": replace(IN_SUBSPACE, subspace_merge="random"),
             "estimated subspace + RL": IN_SUBSPACE,
             "random subspace + pseudo-labels": literal(subspace_merge="random"),
-            "estimated subspace + pseudo-labels": literal(),
         }
     },
     "merge": {LITERAL: {name: literal(subspace_merge=name) for name in MERGES}},
