@@ -276,7 +276,7 @@ def test_a_run_s_options_are_transformers_own_to_read(tmp_path, name, labels):
     kind, options = Trainer.get_optimizer_cls_and_kwargs(theirs)
     assert kind([torch.zeros(1, requires_grad=True)], **options).param_groups[0]["lr"] == args.learning_rate
     for option, value in own.to_dict().items():
-        if option in RECIPE and (name, option) != ("zspag", "learning_rate"):
+        if option in RECIPE and (name, option) not in (("zspag", "learning_rate"), ("zspag_paper", "num_train_epochs")):
             assert value == getattr(args, option), option
 
 
@@ -284,7 +284,7 @@ SGD = {"optim": "sgd", "optim_args": None, "weight_decay": 0.0}
 MOMENTUM = SGD | {"optim_args": "momentum=0.9"}
 DECAYED = MOMENTUM | {"weight_decay": 5e-4}
 PUBLISHED = [  # method, form, labels -> options; of CIFAR-10 or of CIFAR-100 where there are two
-    ("zspag_paper", {}, (5, 100), SGD | {"learning_rate": 0.17, "num_train_epochs": 5, "energy_threshold": 0.98}),
+    ("zspag_paper", {}, (5, 100), SGD | {"learning_rate": 0.12, "energy_threshold": 0.98}),
     ("unsc", {}, (5, 20), SGD | {"learning_rate": 0.04, "num_train_epochs": 25, "energy_threshold": 0.99}),
     ("unsc", {}, (21, 100), SGD | {"learning_rate": 0.04, "num_train_epochs": 20, "constraint": "hard"}),
     ("random_labels", {}, (5, 100), SGD | {"learning_rate": 0.01, "num_train_epochs": 10}),

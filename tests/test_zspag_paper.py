@@ -49,6 +49,16 @@ def test_the_preset_runs_in_every_form_and_moves_nothing_that_proxies_use(tmp_pa
         assert after["eval_acc_ut"] <= 0.02 and after["eval_acc_rt"] >= before["eval_acc_rt"] - 0.02
 
 
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [({"num_train_epochs": 2}, 4), ({"max_steps": 5}, 5), ({"num_train_epochs": 2, "max_steps": 5}, 5)],
+)
+def test_epochs_or_steps_that_are_given_go_before_the_preset_s_steps(tmp_path, given, steps):
+    run = job(tmp_path, per_device_train_batch_size=20, **given)
+    run.train()
+    assert run.state.global_step == steps
+
+
 def test_labels_are_told_by_the_proxies_of_eq_2_and_subspaces_by_all(tmp_path, monkeypatch):
     run, seen = job(tmp_path, max_steps=1), {}
     for name in ("gather_subspaces", "gather_targets"):

@@ -30,6 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from measure import machine
+from models import quiet_config
 from pages import spread
 from tables import Budget, Runner, chosen
 from tqdm.auto import tqdm
@@ -37,6 +38,7 @@ from tqdm.auto import tqdm
 from zspag_hf.errors import UnlearningError
 from zspag_hf.methods import ZSPAG, Method, RandomLabels, ZSPAGPaper, method_name
 from zspag_hf.methods.options import MERGES, PRIORS, TILTS
+from zspag_hf.methods.zspag_paper import STEPS
 from zspag_hf.pipeline.attacks import ATTACKS
 from zspag_hf.pipeline.proxies import POLICIES
 from zspag_hf.pipeline.pseudo_labels import SIGNS
@@ -59,7 +61,7 @@ UNSTEERED = ZSPAGPaper(
     tilt="influence",
     influence_sign="eq10",
 )
-UNCONFINED = RandomLabels(learning_rate=PRESET.learning_rate, num_train_epochs=PRESET.num_train_epochs)
+UNCONFINED = RandomLabels(learning_rate=PRESET.learning_rate)  # as_long gives it the preset's steps
 IN_SUBSPACE = replace(
     UNCONFINED,
     constraint="hard",
@@ -229,6 +231,13 @@ def confining(method: Method) -> tuple:
     return getattr(method, "constraint", None), getattr(method, "threshold", None)
 
 
+def as_long(method: Method, images: int) -> Method:
+    """Random labels with as many steps on so many forget images as the preset takes."""
+    if not isinstance(method, RandomLabels):
+        return method
+    return replace(method, num_train_epochs=STEPS / -(-images // quiet_config().per_device_train_batch_size))
+
+
 def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
     """Run every row for every seed; kept runs are read."""
     rows = all_rows(parts)
@@ -243,7 +252,8 @@ def ablate(runner: Runner, parts: list[str], seeds: list[int]) -> Ablation:
         cells[row.name] = []
         for seed in seeds:
             try:
-                cells[row.name].append(runner.cell(row.name, row.method, seed, rates[row.name]))
+                method = as_long(row.method, len(runner.parts(seed)[0]))
+                cells[row.name].append(runner.cell(row.name, method, seed, rates[row.name]))
             except UnlearningError as error:  # a radius that no attack crosses, for one: part of the result
                 cells[row.name].append(None)
                 errors.setdefault(row.name, str(error))
