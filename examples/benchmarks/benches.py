@@ -45,6 +45,7 @@ from zspag_hf.methods import (
     SalUn,
     Spotter,
     TiltedReweighting,
+    ZSPAGDeep,
     ZSPAGPaper,
 )
 
@@ -83,6 +84,7 @@ CLASS_ROWS: Groups = {
         "renormalised": RandomLabels(targets="renormalised"),
         "ZS-PAG, as printed": ZSPAGPaper(),
         "ZS-PAG": ZSPAG(),
+        "ZS-PAG, deep": ZSPAGDeep(),
     },
     "with retained data": {
         "random labels (FT)": RandomLabels(with_retain=True),
