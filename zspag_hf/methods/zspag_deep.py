@@ -49,9 +49,9 @@ class ZSPAGDeep(Proxies):
     - at the end as much of the way as the held-out proxies allow, and the head as in a model that never saw the classes
       (:mod:`zspag_hf.adaptive.never_seen`).
 
-    Against masking and retrained models on the test images of six networks, one seed (examples/benchmarks/RESULTS.md,
-    "Forgetting in depth"): what five pictures bring back is .1 of the way from retrained to original in the mean, where
-    masking and the default are at 1, at up to 2.6 points of acc_rt. That cost is why it is not the default yet.
+    On digits by three networks, one seed each (examples/benchmarks/RESULTS.md, "Forgetting in depth"), what five
+    pictures bring back is a quarter of the way from retrained to original in the mean, where masking and the default
+    are at the original's end, at up to 3.4 points of acc_rt. That cost is why it is not the default yet.
     """
 
     description: ClassVar[str] = (
