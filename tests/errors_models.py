@@ -201,6 +201,12 @@ OBJECTS = [
     ),
     Case("no head", run(model=Headless(tiny_model().config).eval()), "its 5 labels", "scope='all'"),
     Case(
+        "no head whose features could be moved",
+        run(model=Headless(tiny_model().config).eval(), method="zspag_deep"),
+        "its 5 labels",
+        "method='zspag_paper'",
+    ),
+    Case(
         "no head to scatter the features of",
         run(model=Headless(tiny_model().config).eval(), method="spotter"),
         "its 5 labels",

@@ -460,10 +460,11 @@ class TestMergedBases:
     def test_one_class_agrees_with_its_gram_matrices(self, setting, merge):
         classifier, pixels, layers = setting
         labels = torch.zeros(len(pixels), dtype=torch.long)
-        spectrum = Spectrum(collect_grams(classifier, pixels, labels, layers))
+        grams = collect_grams(classifier, pixels, labels, layers)
+        spectrum = Spectrum(grams)
         for name, merged in merged_bases(classifier, pixels, labels, layers, 0.95, merge).items():
-            for a, b in zip(merged.vectors, spectrum.basis(name, 0.95).vectors, strict=True):
-                assert largest_angle(a, b) < 1e-5, name
+            for gram, a, b in zip(grams[name], merged.vectors, spectrum.basis(name, 0.95).vectors, strict=True):
+                assert not gram.any() or largest_angle(a, b) < 1e-5, name  # of a dead channel there is none to agree on
 
     def test_several_classes_are_merged_a_layer_and_group_at_a_time(self, setting, merge):
         classifier, pixels, layers = setting
@@ -472,8 +473,15 @@ class TestMergedBases:
         assert list(bases) == list(layers)
         for name, layer in layers.items():
             for group in range(layer.groups):
-                expected = merge_bases({k: its[name][group].double() for k, its in rows.items()}, 0.9, merge)
-                assert largest_angle(bases[name].vectors[group], expected) < 1e-5, (name, group)
+                mine, its = bases[name].vectors[group], {k: all_of[name][group].double() for k, all_of in rows.items()}
+                expected = merge_bases(its, 0.9, merge)
+                if merge == "gpm":
+                    assert largest_angle(mine, expected) < 1e-5, (name, group)
+                    continue
+                # the cut may fall among directions that lead in equally many classes, any of which will do
+                counts = sum(projector(leading(x.T @ x, 0.9)) for x in its.values())
+                held = [float((projector(u) * counts).sum()) for u in (mine, expected)]
+                assert mine.shape == expected.shape and held[0] == pytest.approx(held[1], abs=1e-6), (name, group)
 
     def test_shared_inputs_share_a_basis(self, vit, merge):
         classifier, pixels, layers = prepare(vit)

@@ -106,6 +106,7 @@ class SteadyControl(TrainerCallback, ExportableState):
         deep = [entry for entry in self.curve if entry["phase"] == "whole"][-1]
         return {
             "learning_rate": self.learning_rate,
+            "way": self.way,
             "whole_network_steps": deep["step"] if self.way else 0,
             "forget_probability": [entry["forget_probability"] for entry in (first, deep, end)],
             "proxy_kl": end["proxy_kl"],

@@ -112,8 +112,12 @@ class Findings:
             )
         if not c["forgotten"]:
             depth += "\nNOT FORGOTTEN: held-out forget images keep their label; give more max_steps."
+        begin = "chosen from the held-out proxies"
+        if "way" in c:  # of a run of set steps, which held-out proxies can take back alone
+            begin = "set beforehand"
+            depth += f"\n{c['way']:.0%} of the way was kept, as far as the held-out proxies allow."
         return (
-            f"chosen from the held-out proxies: damping at {c['energy_threshold']:g} of their energy, learning rate"
+            f"{begin}: damping at {c['energy_threshold']:g} of their energy, learning rate"
             f" {c['learning_rate']:.3g}.\nWhole network for {c['whole_network_steps']} steps: probability of the"
             f" forgotten classes {first:.3f} -> {deep:.3f}; with the head's rows for them: {last:.4f}.\n{depth}\n"
             f"Held-out proxies moved by {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g})."
