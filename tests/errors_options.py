@@ -113,8 +113,6 @@ OF_BOTH = [
     unheard("weight_decay=0.1", "method='zspag_paper'", "zspag", {"weight_decay": 0.1}),
     unheard("lr_scheduler_type='linear'", "method='zspag_paper'", "zspag", {"lr_scheduler_type": "linear"}),
     unheard("save_strategy='best'", "'steps' or 'epoch'", "zspag", {"save_strategy": "best"}),
-    unheard("lr_scheduler_type='linear'", "half a cosine", "zspag_deep", {"lr_scheduler_type": "linear"}),
-    unheard("save_strategy='best'", "'steps' or 'epoch'", "zspag_deep", {"save_strategy": "best"}),
     unheard("learning_rate=0.1", "leave it out", "ssd", {"learning_rate": 0.1}),
     unheard("weight_decay=0.1", "leave it out", "fisher", {"weight_decay": 0.1}),
     unheard("max_steps=9", "leave it out", "ssd", {"max_steps": 9}),

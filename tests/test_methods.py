@@ -11,8 +11,8 @@ from tiny_runs import leak
 from transformers import TrainerCallback
 
 from zspag_hf import METHODS, PixelClassifier, UnlearningError, UnlearningReport
+from zspag_hf.adaptive.held_out import split
 from zspag_hf.methods import Constrained, Targets, amun
-from zspag_hf.methods.zspag import split
 from zspag_hf.pipeline.classifier import to_pixels
 from zspag_hf.pipeline.pseudo_labels import pseudo_labels
 from zspag_hf.report.card import model_card

@@ -11,10 +11,10 @@ from tiny import NAMES, images, tiny_model, tiny_processor
 from zspag_hf.data.images import labelled_dataset
 from zspag_hf.evaluation import Comparison, PixelDataset
 from zspag_hf.evaluation.comparison import NEIGHBOUR_IMAGES
-from zspag_hf.evaluation.neighbours import EPS, STEP, STEPS, neighbours
 from zspag_hf.evaluation.scores import table_scores
 from zspag_hf.metrics.rows import NEIGHBOURS
 from zspag_hf.pipeline.classifier import PixelClassifier
+from zspag_hf.pipeline.neighbours import EPS, STEP, STEPS, neighbours
 from zspag_hf.report.report import UnlearningReport
 
 
@@ -31,17 +31,17 @@ def test_neighbours_are_three_signed_steps_up_the_loss_of_a_linear_model_from_th
         x = x.clone().requires_grad_(True)
         (grad,) = torch.autograd.grad(F.cross_entropy(classifier(x), labels, reduction="sum"), x)
         x = (x.detach() + STEP * grad.sign() - clean).clamp(-EPS, EPS) + clean
-    moved = neighbours(classifier, PixelDataset(pixels, labels))
-    torch.testing.assert_close(moved.pixels, x)
-    assert torch.equal(moved.labels, labels) and moved.pixels.dtype == torch.float32
-    assert (moved.pixels - clean).abs().max() == pytest.approx(0.03, abs=1e-6)
+    moved, _ = neighbours(classifier, pixels, labels)
+    torch.testing.assert_close(moved, x)
+    assert moved.dtype == torch.float32
+    assert (moved - clean).abs().max() == pytest.approx(0.03, abs=1e-6)
 
 
 def test_images_whose_answer_is_wrong_or_already_turned_go_all_steps_too():
     classifier = linear_classifier(num_labels=3, size=2, gain=50.0).float()
     pixels = uint8(30)
     wrong = (classifier.predict(pixels).argmax(1) + 1) % 3
-    moved = neighbours(classifier, PixelDataset(pixels, wrong)).pixels - pixels.float() / 255
+    moved = neighbours(classifier, pixels, wrong)[0] - pixels.float() / 255
     assert (moved.abs().flatten(1).amax(1) > 0.99 * EPS).all()
 
 
@@ -49,7 +49,7 @@ def test_images_whose_answer_is_wrong_or_already_turned_go_all_steps_too():
 def test_the_model_is_left_as_it_was_found(training):
     model = tiny_model("resnet").train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    neighbours(PixelClassifier(model, tiny_processor()), PixelDataset(uint8(3, 8, 3), torch.zeros(3, dtype=torch.long)))
+    neighbours(PixelClassifier(model, tiny_processor()), uint8(3, 8, 3), torch.zeros(3, dtype=torch.long))
     assert model.training is training and all(torch.equal(model.state_dict()[name], v) for name, v in before.items())
 
 

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from tiny import trainer
 
 from zspag_hf.methods import spotter
-from zspag_hf.methods.spotter import EPS, STEPS, likeness, neighbours
+from zspag_hf.methods.spotter import likeness
+from zspag_hf.pipeline.neighbours import EPS, STEPS, neighbours
 from zspag_hf.pipeline.pseudo_labels import pseudo_labels
 
 EACH = torch.ones(6, dtype=torch.float64)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from tiny import NAMES, images, learned_model, patterns, tiny_model, tiny_processor, trainer
 
-from zspag_hf.adaptive.held_out import HeldOut
+from zspag_hf.adaptive.held_out import HeldOut, split
 from zspag_hf.data.images import labelled_dataset
 from zspag_hf.data.labels import wrong_labels
-from zspag_hf.methods.zspag import split
 from zspag_hf.metrics.backdoor import Trigger, attack_accuracy, poison, stamp
 from zspag_hf.pipeline.attacks import AttackResult
 from zspag_hf.pipeline.classifier import PixelClassifier, to_pixels

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UnlearningError
 from ..pipeline.classifier import PixelClassifier
 from ..pipeline.pseudo_labels import Ids, allowed_mask, retained_mask
 
@@ -95,3 +96,19 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     middle = ((p + q) / 2).clamp_min(1e-300).log()
     one, other = (torch.xlogy(x, x).sum(1) - (x * middle).sum(1) for x in (p, q))
     return 0.5 * (one + other)
+
+
+def split(count: int, held_out_share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and to judge by, each in [0, count).
+
+    Raises:
+        UnlearningError: too few images for both parts.
+    """
+    held = round(count * held_out_share)
+    if held < 1 or held >= count:
+        raise UnlearningError(
+            f"holdout_share={held_out_share} leaves {count} forget images too few to train on and to judge by: pass"
+            " forget_views=48, which takes 48 random crops of each image, or give method='zspag_paper'."
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[held:].sort().values, order[:held].sort().values

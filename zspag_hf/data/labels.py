@@ -180,14 +180,17 @@ def wrong_labels(
 
     Args:
         names: the model's labels. reconciled: ``offset`` and ``mapping`` of :func:`reconcile_labels`.
+
+    Raises:
+        UnlearningError: no such column, or labels that are none of the model's.
     """
     ids = reconcile_labels(class_names(dataset, column, "trained_label_column"), names, **reconciled)
     held = dataset[column][:]
     there = [row for row, label in enumerate(held) if label not in (None, -1)]
-    found = torch.full((len(held),), -1)
+    wrong = torch.full((len(held),), -1)
     if there:
-        found[there] = label_ids(dataset.select(there), column, ids, len(names))
-    return found.masked_fill(torch.isin(found, torch.tensor(list(forget_ids))), -1)
+        wrong[there] = label_ids(dataset.select(there), column, ids, len(names))
+    return wrong.masked_fill(torch.isin(wrong, torch.tensor(list(forget_ids))), -1)
 
 
 def rows_of_classes(dataset: Dataset, label_column: str, mapping: Sequence[int], ids: Sequence[int]) -> list[int]:

@@ -24,11 +24,11 @@ from ..metrics.rows import FORGET, NEIGHBOURS, RETAIN, SPLITS, TEST_FORGOTTEN, T
 from ..parallel.processes import each_shared
 from ..pipeline.classifier import PixelClassifier, to_unit
 from ..pipeline.layers import constrained_layers, head_name
+from ..pipeline.neighbours import neighbours
 from ..report.report import MODELS, UnlearningReport
 from .accepted import check_outputs, check_same_labels, check_trainable
 from .floors import PAIRWISE, floor, least_tolerances, verdict
 from .heatmaps import heatmap_layer, heatmaps
-from .neighbours import neighbours
 from .relearning import Images, RelearnData, relearn_all
 from .scores import Row, averaged, gap_scores, membership_roc, table_scores, with_reasons
 from .table import TEST, PixelDataset, Table, gather_table
@@ -167,7 +167,8 @@ class Comparison:
         """The table of every model, and of the masked one where there is something to mask: the original's columns with
         the forgotten logits at -inf; the features are the same. Beside what was given it holds neighbours of forget
         images, made on the original."""
-        beside = neighbours(self.original, PixelDataset(*self.some(self.forget, NEIGHBOUR_IMAGES)))
+        pixels, labels = self.some(self.forget, NEIGHBOUR_IMAGES)
+        beside = PixelDataset(neighbours(self.original, pixels, labels)[0], labels)
         given = {TEST: self.test, FORGET: self.forget, RETAIN: self.kept, VIEWS: self.views, NEIGHBOURS: beside}
         parts = {name: part for name, part in given.items() if part is not None and len(part)}
         table = gather_table(self.models, parts, self.forget_ids, self.accelerator, self.heads, self.quiet)

@@ -9,44 +9,17 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..adaptive.head import head_inputs
 from ..config import option
 from ..errors import UnlearningError
 from ..parallel.batches import KeptProxies
-from ..parallel.processes import my_batches, rank_and_size, summed
-from ..pipeline.attacks import PGDLinf, Untargeted
-from ..pipeline.classifier import PixelClassifier, gradient_batch
+from ..parallel.processes import rank_and_size, summed
+from ..pipeline.neighbours import neighbours
 from .options import Trained
 from .plan import Plan
 from .run import Run
 from .stages import masked_outputs
-
-EPS, STEP, STEPS = 0.03, 0.01, 3  # of the neighbours' attack, in [0, 1] pixels: the published code's
-
-
-class AwayFromLabel(Untargeted, PGDLinf):
-    """Untargeted PGD in the maximum norm, all its steps."""
-
-    def __init__(self):
-        super().__init__(EPS, STEPS, STEP, leave_early=False)
-
-
-def neighbours(
-    classifier: PixelClassifier, pixels: Tensor, labels: Tensor, disable_progress: bool = True
-) -> tuple[Tensor, Tensor]:
-    """An adversary of each image ``(N, channels, H, W)``, within ``EPS`` and away from its label ``(N,)``.
-
-    Returns:
-        Pixels ``(N, channels, H, W)`` in [0, 1], and ``(N,)`` bool: whether the model answers with another class there.
-    """
-    attack = AwayFromLabel()
-    made, crossed = torch.zeros(pixels.shape), torch.zeros(len(pixels))
-    for rows in tqdm(my_batches(len(pixels), gradient_batch(pixels)), desc="Neighbours", disable=disable_progress):
-        result = attack(classifier, pixels[rows], labels[rows])
-        made[rows], crossed[rows] = result.pixels.float(), result.crossed.float()
-    return summed(made), summed(crossed).bool()
 
 
 def likeness(features: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -54,18 +54,18 @@ def trained_labels(run: Run, logits: Tensor | None = None) -> Tensor | None:
         return None
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        found, given = forget.trained_labels, forget.trained_labels is not None
-        if found is None:
+        wrong, given = forget.trained_labels, forget.trained_labels is not None
+        if wrong is None:
             whole = len(forget.images) == len(forget)  # no crops in place of the images
             known = logits if whole and logits is not None else run.classifier.predict_shared(forget.images)
-            found = seen_labels(known, forget.image_labels, run.forget_ids)
-            found = found.repeat_interleave(len(forget) // len(found))
+            wrong = seen_labels(known, forget.image_labels, run.forget_ids)
+            wrong = wrong.repeat_interleave(len(forget) // len(wrong))
         each = max(1, run.args.forget_views)
-        counts = {k: int((found == k).sum()) // each for k in found[found >= 0].unique().tolist()}
-        return {"labels": found}, {"given": given, "images": [[k, count] for k, count in counts.items()]}
+        counts = {k: int((wrong == k).sum()) // each for k in wrong[wrong >= 0].unique().tolist()}
+        return {"labels": wrong}, {"given": given, "images": [[k, count] for k, count in counts.items()]}
 
-    found = run.stage(TRAINED_LABELS, make)[0]["labels"]
-    return found if (found >= 0).any() else None
+    wrong = run.stage(TRAINED_LABELS, make)[0]["labels"]
+    return wrong if (wrong >= 0).any() else None
 
 
 def masked_outputs(run: Run, logits: Tensor, start: Tensor | None = None) -> Tensor:

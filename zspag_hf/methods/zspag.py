@@ -15,15 +15,15 @@ from torch import Tensor
 from ..adaptive.control import AdaptiveControl
 from ..adaptive.first_step import THRESHOLDS, choose_damping
 from ..adaptive.head import fit_unseen_rows, head_inputs, predict_with_inputs
-from ..adaptive.held_out import HeldOut
-from ..config import UnlearningConfig, option, plain
+from ..adaptive.held_out import HeldOut, split
+from ..config import UnlearningConfig, option
 from ..errors import UnlearningError
 from ..parallel.batches import KeptProxies
 from ..parallel.processes import from_first
 from ..pipeline.constraint import SoftConstraint
 from ..pipeline.proxies import ProxySet
 from ..pipeline.pseudo_labels import SIGNS, pseudo_labels
-from .options import CONSTRAINTS, TILTS, Proxies, Targets
+from .options import CONSTRAINTS, TILTS, Paced, Targets
 from .plan import Plan
 from .run import Run
 from .stages import (
@@ -42,7 +42,7 @@ SCOPES = ("auto", "all", "head")
 
 
 @dataclass(kw_only=True)
-class ZSPAG(Proxies, Targets):
+class ZSPAG(Paced, Targets):
     """ZS-PAG under a soft constraint; damping, step size, the share of the deep layers and the end are chosen within
     the run, from the forget set and its proxies alone. :class:`zspag_hf.methods.zspag_paper.ZSPAGPaper` is the literal
     form.
@@ -73,7 +73,6 @@ class ZSPAG(Proxies, Targets):
     energy_threshold: float | None = option(
         None, "Share of the proxies' energy that sets the damping, in (0, 1]. Unset: chosen.", above=0, most=1
     )
-    holdout_share: float = option(0.3, "Share of the forget images kept to judge by, in (0, 1).", above=0, below=1)
     scope: str = option(
         "auto", "Whole network as far as proxies allow, then the head; whole network; or head only", choices=SCOPES
     )
@@ -86,20 +85,6 @@ class ZSPAG(Proxies, Targets):
     feature_weight: float = option(
         1.0, "Weight of drawing forget images' last features to proxies'; 0 for none.", least=0
     )
-
-    def check(self, args: UnlearningConfig) -> None:
-        """Refuse what the run cannot judge by or roll back."""
-        super().check(args)
-        if plain(args.lr_scheduler_type) != "constant":
-            raise UnlearningError(
-                f"lr_scheduler_type={plain(args.lr_scheduler_type)!r} means nothing to ZSPAG, whose rounds set the step"
-                " themselves: leave it out, or give method='zspag_paper'."
-            )
-        if plain(args.save_strategy) == "best" or args.load_best_model_at_end:
-            raise UnlearningError(
-                "save_strategy='best' and load_best_model_at_end=True would choose by test data, and save in the middle"
-                " of a round, before it is judged: give save_strategy='steps' or 'epoch' alone."
-            )
 
     def completed(self, args: UnlearningConfig, num_labels: int) -> tuple[ZSPAG, UnlearningConfig]:
         """With a bound on the steps."""
@@ -209,19 +194,3 @@ class ZSPAG(Proxies, Targets):
             away = F.mse_loss(mine, inputs["feature_targets"], reduction="none").mean(1)
             loss = loss + self.feature_weight * (weights * away).sum()
         return loss
-
-
-def split(count: int, held_out_share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on and to judge by, each in [0, count).
-
-    Raises:
-        UnlearningError: too few images for both parts.
-    """
-    held = round(count * held_out_share)
-    if held < 1 or held >= count:
-        raise UnlearningError(
-            f"holdout_share={held_out_share} leaves {count} forget images too few to train on and to judge by: pass"
-            " forget_views=48, which takes 48 random crops of each image, or give method='zspag_paper'."
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[held:].sort().values, order[:held].sort().values

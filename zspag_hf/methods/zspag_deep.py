@@ -13,28 +13,27 @@ from torch import Tensor
 
 from ..adaptive.confident import confident_proxies
 from ..adaptive.head import head_inputs, predict_with_inputs
-from ..adaptive.held_out import HeldOut
+from ..adaptive.held_out import HeldOut, split
 from ..adaptive.never_seen import CachedHead, fit_retained_rows, write_never_seen_rows
 from ..adaptive.scatter import gathered, joint_discrepancy, scatter, scatter_goal
 from ..adaptive.steady import SteadyControl
 from ..adaptive.views import moved, view_targets
-from ..config import UnlearningConfig, option, plain
+from ..config import UnlearningConfig, option
 from ..errors import UnlearningError
 from ..parallel.batches import KeptProxies
 from ..pipeline.constraint import SoftConstraint
 from ..pipeline.proxies import ProxySet
 from ..pipeline.pseudo_labels import pseudo_labels
-from .options import CONSTRAINTS, Proxies
+from .options import CONSTRAINTS, Paced
 from .plan import Plan
 from .run import Run
 from .stages import constrain, gather_proxies, gather_subspaces, proxy_facts, trained_labels
-from .zspag import split
 
 STEPS = 100  # unless max_steps says otherwise
 
 
 @dataclass(kw_only=True)
-class ZSPAGDeep(Proxies):
+class ZSPAGDeep(Paced):
     """ZS-PAG (arXiv 2507.21738) under a soft constraint, with terms that move the features and not the answers alone.
 
     A part of the forget images trains, with proxies made from it; the other, with proxies of its own, watches. Proxies
@@ -70,7 +69,6 @@ class ZSPAGDeep(Proxies):
     energy_threshold: float = option(
         0.9, "Share of the proxies' energy that sets the damping, in (0, 1].", above=0, most=1
     )
-    holdout_share: float = option(0.3, "Share of the forget images kept to judge by, in (0, 1).", above=0, below=1)
     proxy_budget: float = option(
         0.1, "How far outputs on held-out confident proxies may move: mean KL in nats, over retained classes.", above=0
     )
@@ -80,20 +78,6 @@ class ZSPAGDeep(Proxies):
     depth_weight: float = option(
         30.0, "Weight of scattering forget images' last features like proxies'; 0 for none.", least=0
     )
-
-    def check(self, args: UnlearningConfig) -> None:
-        """Refuse what the run sets by itself."""
-        super().check(args)
-        if plain(args.lr_scheduler_type) != "constant":
-            raise UnlearningError(
-                f"lr_scheduler_type={plain(args.lr_scheduler_type)!r} means nothing to ZSPAGDeep, whose steps follow"
-                " half a cosine: leave it out, or give method='zspag_paper'."
-            )
-        if plain(args.save_strategy) == "best" or args.load_best_model_at_end:
-            raise UnlearningError(
-                "save_strategy='best' and load_best_model_at_end=True would choose by test data what ZSPAGDeep ends"
-                " with: give save_strategy='steps' or 'epoch' alone."
-            )
 
     def completed(self, args: UnlearningConfig, num_labels: int) -> tuple[ZSPAGDeep, UnlearningConfig]:
         """With the number of steps."""
