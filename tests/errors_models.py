@@ -199,13 +199,7 @@ OBJECTS = [
     Case(
         "a name that is no text", changed(lambda m: m.config.id2label.update({4: None})), "the id 4", "config.id2label"
     ),
-    Case("no head", run(model=Headless(tiny_model().config).eval()), "its 5 labels", "scope='all'"),
-    Case(
-        "no head whose features could be moved",
-        run(model=Headless(tiny_model().config).eval(), method="zspag_deep"),
-        "its 5 labels",
-        "method='zspag_paper'",
-    ),
+    Case("no head", run(model=Headless(tiny_model().config).eval()), "its 5 labels", "method='zspag_paper'"),
     Case(
         "no head to scatter the features of",
         run(model=Headless(tiny_model().config).eval(), method="spotter"),

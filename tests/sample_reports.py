@@ -108,7 +108,6 @@ def run(report: UnlearningReport, random, layers: int) -> None:
     readings = [(0, "whole", True, 0.9, 0.0), (10, "whole", False, 0.8, None), (20, "whole", True, 0.7, 0.004)]
     keys = ("step", "phase", "kept", "forget_probability", "proxy_kl")
     report.curve = [dict(zip(keys, r, strict=True)) for r in (*readings, (20, "head", True, 0.001, 0.004))]
-    probe = [{"energy_threshold": 0.9, "step": 0.1, "proxy_kl": 0.0002, "forget_loss_drop": 0.1, "gain": None}]
     report.choice = {
         "energy_threshold": 0.99,
         "learning_rate": 0.01,
@@ -118,7 +117,7 @@ def run(report: UnlearningReport, random, layers: int) -> None:
         "proxy_budget": 0.01,
         "steps": 20,
         "forgotten": True,
-        "probe": probe,
+        "way": 1.0,
     }
     report.proxies = {"count": 20, "attack_success_rate": 1.0, "per_class": {"1": 20}, "shortfall": {}}
     report.timings_s, report.peak_memory_mb = {"training": 1.5, "total": 2.0}, 300.0

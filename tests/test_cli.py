@@ -318,9 +318,9 @@ def test_the_method_is_named_on_the_command_line_or_in_the_file(tmp_path):
         (["--method", "salun", "--sparsity", "1"], "sparsity=1.0 must be at least 0 and below 1"),
         (["--method", "salum"], "method='salum' is not one of 'zspag', "),
         (["--method", "no.such:Method"], "method='no.such:Method' cannot be imported"),
-        (["--num_train_epochs", "3"], "num_train_epochs=3.0 means nothing to ZSPAG: it ends by itself"),
+        (["--num_train_epochs", "3"], "num_train_epochs=3.0 means nothing to ZSPAG: it takes a number of steps"),
         (["--num_train_epochs", "3"], "Give max_steps, or method='zspag_paper'"),
-        (["--optim", "adamw_torch"], "optim='adamw_torch' means nothing to ZSPAG: rollback and step size assume"),
+        (["--scope", "head", "--proxy_budget", "1"], "proxy_budget=1.0 would change nothing with scope='head'"),
         (["--method", "fisher", "--learning_rate", "1"], "learning_rate=1.0 means nothing to Fisher"),
         (["--method", "fisher", "--max_steps", "1"], "max_steps=1 means nothing to Fisher"),
     ],
@@ -390,7 +390,7 @@ def test_unlearn_prints_one_document_and_everything_else_on_stderr(result):
     document = json.loads(stdout)
     saved = json.loads((out / "unlearning_report.json").read_text())
     assert document["report"] == saved and document["output_dir"] == str(out) and document["url"] is None
-    assert "forgotten: cat (12 images)" in stderr and "chosen from the held-out proxies" in stderr
+    assert "forgotten: cat (12 images)" in stderr and "judged by held-out proxies" in stderr
     assert {"model.safetensors", "README.md", "unlearning_report.html"} <= {path.name for path in out.iterdir()}
 
 
@@ -475,12 +475,12 @@ def test_evaluate_and_compare_leave_the_report_of_a_model_alone(result, place, o
 @pytest.mark.slow
 def test_compare_shows_a_row_for_each_setting_and_saves_no_model(options, tmp_path, capsys):
     (tmp_path / "settings.yaml").write_text(
-        "head only: {scope: head}\nno tilt: {tilt: none, seed: 3}\nSalUn: {method: salun, num_train_epochs: 1}\n"
+        "head only: {scope: head}\nno depth: {depth_weight: 0.0, seed: 3}\nSalUn: {method: salun, num_train_epochs: 1}\n"
     )
     argv = ["compare", *options, "--baselines", "none", "--settings", str(tmp_path / "settings.yaml")]
     assert main([*argv, "--output_dir", str(tmp_path / "out"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    rows, names = document["report"]["models"], ["head only", "no tilt", "SalUn"]
+    rows, names = document["report"]["models"], ["head only", "no depth", "SalUn"]
     assert [name for name, row in rows.items() if row] == ["original", "masked", *names, "unlearned"]
     assert all(rows[name]["seconds"] > 0 and rows[name]["acc_rt"] is not None for name in names)
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -1,25 +1,21 @@
-"""The forgotten classes' rows: one small probability on every image, and nothing else moved."""
+"""The head as in a model that never saw a class: what each fit promises, and that it moves nothing else."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import two_layer_classifier
 from sweep import sweep
 from torch import nn
 
-from zspag_hf.adaptive.head import RIDGE, fit_unseen_rows, head_inputs, unseen_level
+from zspag_hf.adaptive.head import CachedHead, fit_retained_rows, unseen_level, write_never_seen_rows
 from zspag_hf.pipeline.layers import constrained_layers, head_name
 
 
 @pytest.fixture(params=sweep("vit", "resnet"))
 def case(request):
     return request.param
-
-
-def setting(case):
-    classifier = case.classifier(torch.float32)
-    pixels = case.pixels(40, torch.float32)
-    layers = constrained_layers(classifier.model.eval(), lambda: classifier(pixels[:2]))
-    return classifier, layers, head_name(layers, classifier.num_labels), pixels[:16], pixels[16:]
 
 
 def test_the_level_is_what_a_class_gets_that_an_image_surely_is_not():
@@ -37,51 +33,59 @@ def test_a_serious_candidate_is_not_taken_for_a_class_that_is_out_of_the_questio
     assert unseen_level(torch.zeros(5, 6), [0, 3]) == 0.005
 
 
-def test_only_the_forgotten_rows_of_the_head_move(case):
-    classifier, layers, head, forget, proxies = setting(case)
-    if head is None:
-        pytest.skip("no layer with one output a label")
-    before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
-    logits = classifier.predict(proxies)
-    fit_unseen_rows(classifier, layers[head], forget, proxies, [1, 2], [1, 2])
-    kept = [k for k in range(classifier.num_labels) if k not in (1, 2)]
-    assert torch.equal(classifier.predict(proxies)[:, kept], logits[:, kept]), "retained logits, to the bit"
-    for name, value in classifier.model.state_dict().items():
-        if name != f"{head}.weight":
-            assert torch.equal(value, before[name]), name
-    moved = (layers[head].matrix(layers[head].weight) - layers[head].matrix(before[f"{head}.weight"])).flatten(0, 1)
-    assert moved[kept].eq(0).all() and (moved[[1, 2]].abs().sum(1) > 0).all()
+def masked(logits):
+    """Outputs without classes 1 and 2."""
+    return logits.index_fill(1, torch.tensor([1, 2]), -torch.inf).softmax(1)
 
 
-def test_the_forgotten_classes_become_as_unlikely_on_forget_images_as_on_proxies(case):
-    classifier, layers, head, forget, proxies = setting(case)
-    if head is None:
-        pytest.skip("no layer with one output a label")
-    level = fit_unseen_rows(classifier, layers[head], forget, proxies, [1], [1])
-    logits = classifier.predict(torch.cat([forget, proxies])).double()
-    kept = [k for k in range(classifier.num_labels) if k != 1]
-    error = logits[:, 1] - logits[:, kept].logsumexp(1) - torch.logit(torch.tensor(level, dtype=torch.float64))
-    assert abs(float(error[: len(forget)].mean() + error[len(forget) :].mean()) / 2) < 1.0, "nats, at most the ridge's"
-    assert 0 < level < 1 / len(kept)
+class TestHead:
+    def cached(self, case):
+        classifier, pixels = case.classifier(torch.float32), case.pixels(40, torch.float32)
+        layers = constrained_layers(classifier.model.eval(), lambda: classifier(pixels[:2]))
+        name = head_name(layers, classifier.num_labels)
+        if name is None:
+            pytest.skip("no layer with one output a label")
+        forget, proxies = pixels[:16], pixels[16:]
+        head = CachedHead(classifier, layers[name], forget, proxies)
+        return SimpleNamespace(classifier=classifier, head=head, forget=forget, proxies=proxies, name=name)
 
+    def test_cached_logits_are_the_model_s_after_both_fits(self, case):
+        s = self.cached(case)
+        answers = masked(s.classifier.predict(s.proxies))
+        targets = torch.rand(16, s.classifier.num_labels)
+        targets[:, [1, 2]] = 0
+        fit_retained_rows(s.head, targets / targets.sum(1, keepdim=True), answers, [1, 2])
+        write_never_seen_rows(s.head, [1, 2])
+        torch.testing.assert_close(s.classifier.predict(s.forget), s.head.forget_logits, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(s.classifier.predict(s.proxies), s.head.proxy_logits, atol=1e-3, rtol=1e-3)
 
-def test_the_row_is_the_ridge_regressions():
-    classifier = two_layer_classifier(width=6, num_labels=4)
-    forget, proxies = torch.rand(12, 1, 2, 2), torch.rand(20, 1, 2, 2)
-    layers = constrained_layers(classifier.model, lambda: classifier(forget.double()))
-    name = head_name(layers, 4)
-    layer = layers[name]
-    with head_inputs(layer) as inputs:
-        logits = torch.cat([classifier.predict(forget), classifier.predict(proxies)]).double()
-    x, bias = torch.cat(inputs).double(), layer.module.bias
-    offset = 0.0 if bias is None else float(bias.detach()[1])
-    level = fit_unseen_rows(classifier, layer, forget, proxies, [1], [1])
-    y = logits[:, [0, 2, 3]].logsumexp(1) + torch.logit(torch.tensor(level, dtype=torch.float64)) - offset
-    share = torch.cat([torch.full((12,), 0.5 / 12), torch.full((20,), 0.5 / 20)]).double()
-    w = layer.weight[1].detach().double().requires_grad_()
-    loss = (share * (x @ w - y) ** 2).sum() + RIDGE * (x.square().sum(1) * share).sum() / x.shape[1] * w.square().sum()
-    gradient = torch.autograd.grad(loss, w)[0]
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-4, rtol=0)
+    def test_the_fit_goes_towards_the_targets_and_moves_nothing_but_retained_rows(self, case):
+        s = self.cached(case)
+        before = {name: value.clone() for name, value in s.classifier.model.state_dict().items()}
+        keep = [k for k in range(s.classifier.num_labels) if k not in (1, 2)]
+        targets = torch.zeros(16, s.classifier.num_labels)
+        targets[:, keep[0]] = 1.0
+
+        def loss():
+            return float(F.cross_entropy(s.classifier.predict(s.forget)[:, keep], targets[:, keep]))
+
+        first = loss()
+        fit_retained_rows(s.head, targets, masked(s.classifier.predict(s.proxies)), [1, 2])
+        assert loss() < first
+        for name, value in s.classifier.model.state_dict().items():
+            assert torch.equal(value, before[name]) == (name != f"{s.name}.weight"), name
+        rows = s.head.layer.matrix(before[f"{s.name}.weight"]).flatten(0, 1)
+        assert torch.equal(s.head.rows[[1, 2]], rows[[1, 2]])
+
+    def test_forgotten_rows_are_low_and_no_longer_than_the_retained(self, case):
+        s = self.cached(case)
+        retained = s.classifier.predict(s.proxies)
+        level = write_never_seen_rows(s.head, [1, 2])
+        keep = [k for k in range(s.classifier.num_labels) if k not in (1, 2)]
+        lengths = s.head.rows.norm(dim=1)
+        assert (lengths[[1, 2]] <= lengths[keep].median() * (1 + 1e-5)).all()
+        assert torch.equal(s.classifier.predict(s.proxies)[:, keep], retained[:, keep]), "to the bit"
+        assert 0 < level <= 0.005
 
 
 class TwoHeads(nn.Module):
@@ -102,6 +106,7 @@ def test_a_second_head_that_shares_the_logits_is_allowed_for():
     classifier.model.layers = network
     forget, proxies = torch.rand(30, 1, 2, 2), torch.rand(50, 1, 2, 2)
     layers = constrained_layers(classifier.model, lambda: classifier(forget))
-    level = fit_unseen_rows(classifier, layers[head_name(layers, 5)], forget, proxies, [3], [3])
-    p = classifier.predict(torch.cat([forget, proxies])).softmax(1)[:, 3].log()
-    assert abs(float(p.mean()) - torch.tensor(level).log()) < 0.5
+    head = CachedHead(classifier, layers[head_name(layers, 5)], forget, proxies)
+    assert head.gain == pytest.approx(0.5, abs=1e-4)
+    write_never_seen_rows(head, [3])
+    torch.testing.assert_close(classifier.predict(forget), head.forget_logits, atol=1e-4, rtol=1e-4)

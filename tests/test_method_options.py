@@ -161,7 +161,8 @@ def test_an_optimizer_is_refused_in_a_method_as_in_the_config(tmp_path, material
 COMBINATIONS = [  # options of one method that say nothing, or contradict each other -> what the error says of the mend
     ("zspag", {"attack": "fgsm", "attack_steps": 5}, "attack_steps=5: fgsm takes one step; use attack='pgd'"),
     ("zspag", {"proxy_policy": "second", "proxies_per_class": 9}, "proxies_per_class=9.*give proxy_policy='quota'"),
-    ("zspag", {"targets": "second_best"}, "tilt='influence' would change nothing.*Give tilt='none'"),
+    ("trw", {"targets": "second_best"}, "tilt='similarity' would change nothing.*Give tilt='none'"),
+    ("zspag", {"scope": "head", "depth_weight": 1.0}, "depth_weight=1.0 would change nothing.*scope='auto'"),
     ("trw", {"targets": "paper"}, "tilt='similarity' would change nothing.*targets='renormalised'"),
     ("zspag_paper", {"constraint": "soft"}, "subspace_merge='truncated' yields bases.*give subspace_merge='gram'"),
     ("salun", {"subspace_merge": "random"}, "subspace_merge='random'.*or constraint='hard'"),
@@ -331,7 +332,7 @@ class TestPublished:
                 assert {option: getattr(own, option) for option in expected} == expected, (name, form, labels)
                 recipe = {option: getattr(args, option) for option in expected if option in RECIPE}
                 assert recipe == {option: expected[option] for option in recipe}, (name, form, labels)
-        assert {name for name, *_ in PUBLISHED} == METHODS.keys() - {"zspag", "zspag_deep", "fisher", "ssd"}
+        assert {name for name, *_ in PUBLISHED} == METHODS.keys() - {"zspag", "fisher", "ssd"}
 
     def test_constants(self):
         expected = {
@@ -351,7 +352,6 @@ class TestPublished:
     def test_targets_that_are_not_named_are_the_method_s_own(self):
         own = {name: (m.targets, m.tilt) for name, kind in METHODS.items() if isinstance(m := kind(), Targets)}
         assert own == {
-            "zspag": ("renormalised", "influence"),
             "zspag_paper": ("paper", "none"),
             "random_labels": ("random", "none"),
             "salun": ("random", "none"),
@@ -363,10 +363,6 @@ class TestPublished:
         paper = METHODS["zspag_paper"]()
         assert (paper.constraint, paper.subspace_merge, paper.proxy_policy) == ("hard", "truncated", "quota")
         assert (paper.targets, paper.influence_sign, paper.proxies_per_class) == ("paper", "upweight", 100)
-
-    def test_the_default_leaves_its_choices_open(self):
-        method = METHODS["zspag"]()
-        assert method.learning_rate is None and method.energy_threshold is None and method.scope == "auto"
 
 
 class TestRun:
@@ -394,8 +390,8 @@ class TestRun:
         job.report.save(str(tmp_path))
         assert UnlearningReport.load(str(tmp_path)).method_options == chosen
 
-    def test_a_second_training_of_one_trainer_chooses_anew(self, tmp_path):
+    def test_a_training_leaves_the_trainer_s_own_method_as_it_was(self, tmp_path):
         job = trainer(tmp_path, max_steps=2)
         completed = job.completed_method.to_dict()
         job.train()
-        assert job.completed_method.to_dict() == completed and completed["energy_threshold"] is None
+        assert job.completed_method.to_dict() == completed and job.method is not job.completed_method

@@ -416,8 +416,8 @@ class TestText:
         ("method", "options", "said"),
         [
             ("zspag", {}, CONSTRAINTS["soft"]),
-            ("zspag", {"targets": "second_best", "tilt": "none"}, "had the most likely class that stays."),
-            ("zspag", {"tilt": "similarity"}, "without the forgotten classes, tilted to the classes most like them."),
+            ("random_labels", {"targets": "second_best"}, "had the most likely class that stays."),
+            ("salun", {"targets": "renormalised", "tilt": "similarity"}, ", tilted to the classes most like them."),
             ("zspag_paper", {}, CONSTRAINTS["hard"]),
             (
                 "zspag_paper",
@@ -514,9 +514,9 @@ RUNS = [
     "",
     "--forget_views 48 --seed 3",
     "--learning_rate 0.003 --energy_threshold 0.99 --max_steps 200",
-    "--targets second_best --tilt none",
-    "--scope head --proxy_budget 0.02 --attack_eps 0.03 --label_offset 1 --image_column_name 'an image'",
-    "--trust_remote_code --allow_pickled_weights --tilt none --per_device_train_batch_size 8",
+    "--method trw --targets second_best --tilt none",
+    "--scope head --holdout_share 0.2 --attack_eps 0.03 --label_offset 1 --image_column_name 'an image'",
+    "--trust_remote_code --allow_pickled_weights --depth_weight 0.0 --per_device_train_batch_size 8",
     "--method zspag_paper",
     "--method zspag_paper --learning_rate 0.1 --optim adamw_torch --lr_scheduler_type linear --num_train_epochs 3",
     "--method zspag_paper --constraint soft --subspace_merge gram --attack fgsm --max_steps 7 --weight_decay 0.1",

@@ -316,8 +316,8 @@ class TestClassSimilarity:
 
 
 @pytest.mark.slow
-class TestSimilarityTiltOfTheMainMethod:
-    def test_a_fixed_run_trains_on_the_tilted_prior(self, tmp_path):
+class TestSimilarityTilt:
+    def test_the_paper_s_form_trains_on_the_tilted_prior(self, tmp_path):
         job = trainer(tmp_path, method="zspag_paper", targets="renormalised", tilt="similarity", max_steps=1)
         logits = job.run.classifier.predict(job.run.forget.pixels)
         rows = job.model.classifier.weight.detach().clone()
@@ -326,18 +326,8 @@ class TestSimilarityTiltOfTheMainMethod:
         torch.testing.assert_close(job.run.plan.targets, expected)
         assert (expected - pseudo_labels(logits, [2], None).targets).abs().max() > 0.05, "the tilt is seen"
 
-    def test_an_adaptive_run_with_another_prior(self, tmp_path):
-        job = trainer(tmp_path, tilt="similarity", targets="uniform", max_steps=4)
-        rows = job.model.classifier.weight.detach().clone()
-        job.train()
-        s = class_similarity(rows, [2])
-        expected = (10 * s).masked_fill(torch.tensor([False, False, True, False, False]), -torch.inf).softmax(0)
-        targets = job.run.plan.targets
-        torch.testing.assert_close(targets, expected.float().expand(len(targets), 5))
-
-    @pytest.mark.parametrize("options", [{"method": "trw"}, {"tilt": "similarity", "scope": "all"}])
-    def test_a_model_without_a_head_is_refused_before_the_attacks(self, tmp_path, options):
-        job = trainer(tmp_path, **options)
+    def test_a_model_without_a_head_is_refused_before_the_attacks(self, tmp_path):
+        job = trainer(tmp_path, method="trw")
         job.run.head = None
         with pytest.raises(UnlearningError, match=r"one output for each of its 5 labels.*tilt='none'"):
             job.method.check_model(job.run)

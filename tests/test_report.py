@@ -56,13 +56,6 @@ def test_a_failure_to_forget_is_said_aloud():
     assert "NOT FORGOTTEN" not in report(choice=CHOICE).chosen()
 
 
-def test_what_may_have_kept_the_answers_from_their_targets_is_said():
-    away = CHOICE | {"target_js": 0.05, "proxy_kl": 0.009, "features_drawn": True}
-    assert "0.050 nats away from their targets" in report(choice=away).chosen()
-    for other in ({"features_drawn": False}, {"target_js": 0.002}, {"proxy_kl": 0.002}):
-        assert "away" not in report(choice=away | other).chosen()
-
-
 def test_the_summary_is_of_evaluated_models():
     evaluated = full(retrained=0)
     names = [line.split()[0] for line in evaluated.summary().splitlines()]

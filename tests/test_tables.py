@@ -337,7 +337,7 @@ def test_every_row_of_the_ablations_is_a_setting_of_its_own():
         row.method.check(quick())  # raises for a setting that no run takes
     titles = {(row.kind, row.variant): row for row in rows}
     assert titles[DEFAULT, "pgd"].name == DEFAULT and titles[LITERAL, "pgd"].name == LITERAL
-    assert titles[LITERAL, "truncated"].name == LITERAL and titles[DEFAULT, "tilt influence"].name == DEFAULT
+    assert titles[LITERAL, "truncated"].name == LITERAL and titles[DEFAULT, "weight 30"].name == DEFAULT
     subspace = {row.variant: row.name for row in rows_of("subspace")}
     assert len(set(subspace.values()) | {LITERAL}) == 5
     counted = [row for row in rows_of("proxies") if row.base == LITERAL]

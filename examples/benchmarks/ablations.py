@@ -8,9 +8,7 @@
 Benches, places and kept runs are those of tables.py; benches of images at random have nothing to ablate, as ZS-PAG
 forgets classes. The paper's form and its variants under the same constraint have its preset, and so has table 5, with
 random labels in place of the pseudo-labels, without a constraint too; other rows with another constraint or energy
-threshold, which are not steered by the run itself, have their rate chosen on validation data with the first seed. A
-default row without the soft constraint is the paper's method with the default's proxies and targets, and loses more
-than that constraint: steering, held-out proxies and the fitted head.
+threshold have their rate chosen on validation data with the first seed.
 
 Beside each bench's table.md stand the paper's figure 2, membership inference against the retrained models'
 (mia_entropy), and figure 5, the attack's radius and the number of proxies.
@@ -52,15 +50,6 @@ PRESET = ZSPAGPaper()
 BASES: dict[str, Method] = {DEFAULT: ZSPAG(), LITERAL: PRESET}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0)  # of rows without a preset, most of them constrained
 RADII, COUNTS = (0.02, 0.05, 0.1, 0.2, 0.4), (3, 10, 30, 100)
-# the default's proxies and targets, without what needs its constraint
-UNSTEERED = ZSPAGPaper(
-    proxy_policy="quota",
-    subspace_merge="gram",
-    energy_threshold=0.99,
-    targets="renormalised",
-    tilt="influence",
-    influence_sign="eq10",
-)
 UNCONFINED = RandomLabels(learning_rate=PRESET.learning_rate)  # as_long gives it the preset's steps
 IN_SUBSPACE = replace(
     UNCONFINED,
@@ -90,7 +79,7 @@ TILT = {name: "none" if name == "second_best" else "influence" for name in PRIOR
 # part -> kind, a base or its form with random labels -> what the part's table calls a row -> its method
 PARTS: dict[str, dict[str, dict[str, Method]]] = {
     "threshold": {
-        DEFAULT: {f"energy {x:g}": default(energy_threshold=x) for x in (0.9, 0.99, 0.999, 0.9999)},
+        DEFAULT: {f"energy {x:g}": default(energy_threshold=x) for x in (0.5, 0.9, 0.99, 0.999)},
         LITERAL: {f"energy {x:g}": literal(energy_threshold=x) for x in (0.5, 0.8, 0.9, 0.99)},
     },
     "attack": {base: {name: form(attack=name) for name in ATTACKS} for base, form in FORMS.items()},
@@ -111,19 +100,12 @@ PARTS: dict[str, dict[str, dict[str, Method]]] = {
     },
     "merge": {LITERAL: {name: literal(subspace_merge=name) for name in MERGES}},
     "constraint": {
-        DEFAULT: {"hard": UNSTEERED, "none": replace(UNSTEERED, constraint="none", energy_threshold=None)},
         LITERAL: {
             "soft": literal(constraint="soft", subspace_merge="gram"),
             "none": literal(constraint="none", subspace_merge="gram"),
         },
     },
     "pseudo-label": {
-        DEFAULT: {
-            **{f"prior {name}": default(targets=name, tilt=tilt) for name, tilt in TILT.items()},
-            **{f"tilt {name}": default(tilt=name) for name in TILTS},
-            **{f"sign {name}": default(influence_sign=name) for name in SIGNS},
-            "eq. 7-10": default(targets="paper", tilt="none"),
-        },
         LITERAL: {
             **{f"sign {name}": literal(influence_sign=name) for name in SIGNS},
             "KL in place of the mask": literal(targets="paper_unmasked"),
@@ -131,7 +113,9 @@ PARTS: dict[str, dict[str, dict[str, Method]]] = {
             **{f"tilt {name}": literal(targets="renormalised", tilt=name) for name in TILTS},
         },
     },
-    "features": {DEFAULT: {f"weight {x:g}": default(feature_weight=x) for x in (0.0, 0.1, 1.0, 3.0)}},
+    "depth": {DEFAULT: {f"weight {x:g}": default(depth_weight=x) for x in (0.0, 3.0, 30.0, 100.0)}},
+    "kept": {DEFAULT: {f"weight {x:g}": default(proxy_weight=x) for x in (0.0, 10.0, 100.0, 300.0)}},
+    "scope": {DEFAULT: {"head": default(scope="head")}},
 }
 
 

@@ -45,7 +45,6 @@ from zspag_hf.methods import (
     SalUn,
     Spotter,
     TiltedReweighting,
-    ZSPAGDeep,
     ZSPAGPaper,
 )
 
@@ -84,7 +83,6 @@ CLASS_ROWS: Groups = {
         "renormalised": RandomLabels(targets="renormalised"),
         "ZS-PAG, as printed": ZSPAGPaper(),
         "ZS-PAG": ZSPAG(),
-        "ZS-PAG, deep": ZSPAGDeep(),
     },
     "with retained data": {
         "random labels (FT)": RandomLabels(with_retain=True),

@@ -11,6 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from measure import DEVICE, add_results, interleaved, row, seconds
 from models import ARCHITECTURES, architecture, benchmark_parser, with_layers
 from torch import Tensor
@@ -32,17 +33,20 @@ class Steps:
     """Optimizer steps on one batch of random images, with the losses of :class:`zspag_hf.methods.ZSPAG`."""
 
     def __init__(self, classifier: PixelClassifier, layers: dict[str, Layer], pixels: Tensor):
-        head, count = head_name(layers, classifier.num_labels), len(pixels)
-        self.seen = SimpleNamespace(layers=layers, head=head, classifier=classifier)  # what the losses read of a run
-        self.method, width = ZSPAG(), layers[head].d_in
-        self.method.center, self.method.scale = torch.zeros(width), torch.ones(width)
+        head, count, classes = head_name(layers, classifier.num_labels), len(pixels), classifier.num_labels
+        args = SimpleNamespace(per_device_train_batch_size=count)
+        # what the losses read of a run
+        self.seen = SimpleNamespace(layers=layers, head=head, classifier=classifier, forget_ids=[0], args=args)
+        self.method = ZSPAG()
+        self.method.goal = -1.0  # never reached
+        features, answers = F.normalize(torch.randn(count, layers[head].d_in), dim=1), torch.randn(count, classes)
         inputs = {
             "pixels": pixels,
-            "targets": torch.randn(count, classifier.num_labels).softmax(1),
-            "feature_targets": torch.randn(count, width),
+            "targets": torch.cat([answers.softmax(1), torch.eye(classes)[:1].expand(count, classes)], 1),
+            "feature_targets": torch.cat([features, answers.softmax(1)], 1),
             "weights": torch.full((count,), 1 / count),
             "proxy_pixels": pixels.float() / 255,
-            "proxy_targets": torch.randn(count, classifier.num_labels).softmax(1),
+            "proxy_targets": answers.softmax(1),
         }
         self.parts = self.method.parts({name: tensor.to(DEVICE) for name, tensor in inputs.items()})
         self.model, self.layers = classifier.model, layers

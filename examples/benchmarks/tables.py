@@ -62,7 +62,7 @@ from tqdm.auto import tqdm
 from zspag_hf import UnlearningTrainer, evaluate_unlearning
 from zspag_hf.errors import UnlearningError
 from zspag_hf.evaluation import PixelDataset
-from zspag_hf.methods import GKT, ZSPAG, Method, RandomLabels, Run, ZSPAGDeep, ZSPAGPaper, method_name
+from zspag_hf.methods import GKT, ZSPAG, Method, RandomLabels, Run, ZSPAGPaper, method_name
 from zspag_hf.metrics import METRICS, compute
 from zspag_hf.metrics.rows import FORGET, TEST_RETAINED, true_log_probs
 from zspag_hf.pipeline.classifier import PixelClassifier
@@ -286,7 +286,7 @@ class Runner:
     def rates(self, method: Method) -> list[float | None]:
         """The budget's, or larger ones under a hard constraint, and the published one; None where the run chooses its
         own, the method takes no steps, or its rate stays: the paper's preset, and with GKT the published one."""
-        if isinstance(method, (ZSPAG, ZSPAGDeep, ZSPAGPaper, GKT)) or not method.trains:
+        if isinstance(method, (ZSPAG, ZSPAGPaper, GKT)) or not method.trains:
             return [None]
         hard = getattr(method, "constraint", "none") == "hard"
         return sorted({*(STRONG_RATES if hard else self.budget.rates), self.published(method)[0]})

@@ -147,7 +147,7 @@ def facts_text(name: str, facts: ModelFacts) -> str:
         f" {facts.frozen:,} stay frozen",
         f"  images      {' x '.join(map(str, facts.image_shape))} (channels, height, width)",
         f"  classes     {len(facts.labels)}: {textwrap.shorten(names, NAMES, placeholder=' ...')}",
-        f"  head        {facts.head or 'none: no layer has one output a class; use scope=all'}",
+        f"  head        {facts.head or 'none: no layer has one output a class; use method=zspag_paper'}",
         f"  memory      {size(facts.gram_bytes)} for Gram matrices of {facts.distinct_inputs} distinct layer inputs",
         *ledger_text(facts.history),
         "",

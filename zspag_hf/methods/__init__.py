@@ -27,12 +27,10 @@ from .ssd import SSD
 from .trw import TiltedReweighting
 from .unsc import UNSC
 from .zspag import ZSPAG
-from .zspag_deep import ZSPAGDeep
 from .zspag_paper import ZSPAGPaper
 
 METHODS: dict[str, type[Method]] = {
     "zspag": ZSPAG,
-    "zspag_deep": ZSPAGDeep,
     "zspag_paper": ZSPAGPaper,
     "amun": AMUN,
     "amun_advonly": AMUNAdvOnly,
@@ -91,7 +89,6 @@ __all__ = [
     "Targets",
     "TiltedReweighting",
     "Trained",
-    "ZSPAGDeep",
     "ZSPAGPaper",
     "as_method",
     "find_method",

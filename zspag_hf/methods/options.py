@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
-from ..config import UnlearningConfig, option, plain
+from ..config import UnlearningConfig, option
 from ..errors import UnlearningError
 from ..pipeline.attacks import ATTACKS, Attack
 from ..pipeline.proxies import POLICIES
@@ -68,29 +68,6 @@ class Proxies(Method):
         """The attack that the options name."""
         given: dict[str, Any] = {"eps": self.attack_eps, "steps": self.attack_steps}
         return ATTACKS[self.attack](**{name: value for name, value in given.items() if value is not None})
-
-
-@dataclass(kw_only=True)
-class Paced(Proxies):
-    """A method that sets the length of its steps itself, and keeps a part of the forget images to judge by
-    (:func:`zspag_hf.adaptive.held_out.split`)."""
-
-    holdout_share: float = option(0.3, "Share of the forget images kept to judge by, in (0, 1).", above=0, below=1)
-
-    def check(self, args: UnlearningConfig) -> None:
-        """Refuse what would pace or choose beside it."""
-        super().check(args)
-        name = type(self).__name__
-        if plain(args.lr_scheduler_type) != "constant":
-            raise UnlearningError(
-                f"lr_scheduler_type={plain(args.lr_scheduler_type)!r} means nothing to {name}, which sets its steps"
-                " itself: leave it out, or give method='zspag_paper'."
-            )
-        if plain(args.save_strategy) == "best" or args.load_best_model_at_end:
-            raise UnlearningError(
-                f"save_strategy='best' and load_best_model_at_end=True would choose by test data what {name} judges by"
-                " its own: give save_strategy='steps' or 'epoch' alone."
-            )
 
 
 def nothing(method: Method, name: str, value: Any) -> str:

@@ -33,7 +33,8 @@ class Plan:
             does, in eval mode.
         callbacks: of transformers, for this run only.
         facts: what goes into the report: "proxies", "layers", "choice", "curve".
-        projected: proxies' "features" ``(P, D)`` and "labels" ``(P,)``, for the picture of a full evaluation; or None.
+        projected: proxies' "features" ``(P, D)``, unit rows, and "labels" ``(P,)``, for the picture of an evaluation;
+            or None.
     """
 
     pixels: Tensor | None

@@ -1,10 +1,9 @@
-"""ZS-PAG (arXiv 2507.21738) with the library's choices, made within the run: the default."""
+"""ZS-PAG (arXiv 2507.21738) that forgets in the features and not in the answers alone: the default."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,84 +11,102 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..adaptive.confident import confident_proxies
 from ..adaptive.control import AdaptiveControl
-from ..adaptive.first_step import THRESHOLDS, choose_damping
-from ..adaptive.head import fit_unseen_rows, head_inputs, predict_with_inputs
+from ..adaptive.head import CachedHead, fit_retained_rows, head_inputs, predict_with_inputs, write_never_seen_rows
 from ..adaptive.held_out import HeldOut, split
-from ..config import UnlearningConfig, option
+from ..adaptive.scatter import gathered, joint_discrepancy, scatter, scatter_goal
+from ..adaptive.views import moved, view_targets
+from ..config import UnlearningConfig, option, plain
 from ..errors import UnlearningError
 from ..parallel.batches import KeptProxies
-from ..parallel.processes import from_first
 from ..pipeline.constraint import SoftConstraint
 from ..pipeline.proxies import ProxySet
-from ..pipeline.pseudo_labels import SIGNS, pseudo_labels
-from .options import CONSTRAINTS, TILTS, Paced, Targets
+from ..pipeline.pseudo_labels import pseudo_labels
+from .options import CONSTRAINTS, Proxies
 from .plan import Plan
 from .run import Run
-from .stages import (
-    Subspaces,
-    constrain,
-    gather_proxies,
-    gather_subspaces,
-    gather_targets,
-    head_weight,
-    proxy_facts,
-    trained_labels,
-)
+from .stages import constrain, gather_proxies, gather_subspaces, proxy_facts, trained_labels
 
-MAX_STEPS = 1000  # of a run that the readings do not end
-SCOPES = ("auto", "all", "head")
+STEPS = 100  # unless max_steps says otherwise
+SCOPES = ("auto", "head")
+DEEP = ("learning_rate", "optim", "optim_args", "weight_decay", "energy_threshold", "proxy_budget", "proxy_weight")
 
 
 @dataclass(kw_only=True)
-class ZSPAG(Paced, Targets):
-    """ZS-PAG under a soft constraint; damping, step size, the share of the deep layers and the end are chosen within
-    the run, from the forget set and its proxies alone. :class:`zspag_hf.methods.zspag_paper.ZSPAGPaper` is the literal
-    form.
+class ZSPAG(Proxies):
+    """ZS-PAG (arXiv 2507.21738) under a soft constraint, with terms that move the features and not the answers alone.
+    :class:`zspag_hf.methods.zspag_paper.ZSPAGPaper` is the literal form.
 
-    The forget images are split: one part is trained on and yields the training proxies, the other, with proxies of its
-    own, judges (:mod:`zspag_hf.adaptive.control`). Two terms are added to the paper's loss: the original outputs on the
-    training proxies, renormalised over the retained classes, are kept (weight ``proxy_weight``), and the penultimate
-    features of a forget image are drawn to those of proxies of the classes in its target (weight ``feature_weight``).
-    At the end the head's rows for the forgotten classes are fitted (:mod:`zspag_hf.adaptive.head`).
+    A part of the forget images trains, with proxies made from it; the other, with proxies of its own, watches. Proxies
+    are used twice: as they cross, and as confident as the forget images were (:mod:`zspag_hf.adaptive.confident`).
+
+    - targets: the original's outputs without the forgotten classes, averaged with views
+      (:mod:`zspag_hf.adaptive.views`);
+    - loss: CE(target, model) on forget images + ``proxy_weight`` x KL(original || model over retained classes) on
+      proxies of both kinds + ``depth_weight`` x the joint discrepancy between forget images and confident proxies of
+      the classes in their targets (:mod:`zspag_hf.adaptive.scatter`), until their features are scattered halfway;
+    - steps: Adam's, each damped by how much the proxies use a direction (eq. 5 in its soft form), over half a cosine;
+    - at the end as much of the way as the held-out proxies allow (:mod:`zspag_hf.adaptive.control`), and the head as in
+      a model that never saw the classes (:mod:`zspag_hf.adaptive.head`).
     """
 
     description: ClassVar[str] = (
         "ZS-PAG ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)): adversarial proxies, made from the forget"
-        " images, stand in for the retained training data."
+        " images, stand in for the retained training data, in the outputs and in the features."
     )
     refusals: ClassVar[Mapping[str, str]] = {
-        "num_train_epochs": "it ends by itself, when the held-out images say so. Give max_steps, or"
-        " method='zspag_paper', whose epochs are fixed",
-        **dict.fromkeys(
-            ("optim", "optim_args", "weight_decay"),
-            "rollback and step size assume plain SGD at a constant rate. Leave it out, or give method='zspag_paper'",
-        ),
+        "num_train_epochs": "it takes a number of steps. Give max_steps, or method='zspag_paper', whose epochs are"
+        " fixed",
     }
 
-    learning_rate: float | None = option(None, "Unset: chosen within the run.", above=0)
-    tilt: str = option("influence", "What tilts the renormalised or uniform targets", choices=TILTS)
-    influence_sign: str = option("eq10", "Labels that help what stays, or the printed opposite", choices=SIGNS)
-    energy_threshold: float | None = option(
-        None, "Share of the proxies' energy that sets the damping, in (0, 1]. Unset: chosen.", above=0, most=1
-    )
-    scope: str = option(
-        "auto", "Whole network as far as proxies allow, then the head; whole network; or head only", choices=SCOPES
+    scope: str = option("auto", "Whole network as far as proxies allow, then the head; or head only", choices=SCOPES)
+    holdout_share: float = option(0.3, "Share of the forget images kept to judge by, in (0, 1).", above=0, below=1)
+    learning_rate: float | None = option(1e-3, "Of the first step.", above=0)
+    optim: str = option("adamw_torch", "Optimizer, as transformers names it.")
+    optim_args: str | None = option(None, "Of the optimizer.")
+    weight_decay: float = option(0.0, "Of the optimizer.", least=0)
+    energy_threshold: float = option(
+        0.9, "Share of the proxies' energy that sets the damping, in (0, 1].", above=0, most=1
     )
     proxy_budget: float = option(
-        0.01, "How far outputs on held-out proxies may move: mean KL in nats, over retained classes.", above=0
+        0.1, "How far outputs on held-out confident proxies may move: mean KL in nats, over retained classes.", above=0
     )
     proxy_weight: float = option(
-        3.0, "Weight of keeping the original outputs on training proxies; 0 for none.", least=0
+        100.0, "Weight of keeping the original outputs on training proxies; 0 for none.", least=0
     )
-    feature_weight: float = option(
-        1.0, "Weight of drawing forget images' last features to proxies'; 0 for none.", least=0
+    depth_weight: float = option(
+        30.0, "Weight of scattering forget images' last features like proxies'; 0 for none.", least=0
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in (*DEEP, "depth_weight") if self.scope == "head" else ():
+            if name in self.given():
+                raise UnlearningError(
+                    f"{name}={getattr(self, name)!r} would change nothing with scope='head', which moves no deep layer:"
+                    " leave it out, or give scope='auto'."
+                )
+
+    def check(self, args: UnlearningConfig) -> None:
+        """Refuse what would pace or choose beside it."""
+        super().check(args)
+        if plain(args.lr_scheduler_type) != "constant":
+            raise UnlearningError(
+                f"lr_scheduler_type={plain(args.lr_scheduler_type)!r} means nothing to ZSPAG, which sets its steps"
+                " itself: leave it out, or give method='zspag_paper'."
+            )
+        if plain(args.save_strategy) == "best" or args.load_best_model_at_end:
+            raise UnlearningError(
+                "save_strategy='best' and load_best_model_at_end=True would choose by test data what ZSPAG judges by"
+                " its own: give save_strategy='steps' or 'epoch' alone."
+            )
+
     def completed(self, args: UnlearningConfig, num_labels: int) -> tuple[ZSPAG, UnlearningConfig]:
-        """With a bound on the steps."""
+        """With the number of steps."""
         own, args = super().completed(args, num_labels)
-        args.max_steps = MAX_STEPS if args.max_steps == -1 else args.max_steps
+        usual = STEPS if own.scope == "auto" else 1
+        args.max_steps = usual if args.max_steps == -1 else args.max_steps
         return own, args
 
     def described(self) -> list[str]:
@@ -97,100 +114,125 @@ class ZSPAG(Paced, Targets):
         return [*super().described(), str(CONSTRAINTS["soft"])]
 
     def check_model(self, run: Run) -> None:
-        """Refuse a model without a head to finish with, and too few images."""
-        if self.scope != "all" and run.head is None:
+        """Refuse a model without a head, and too few images."""
+        if run.head is None:
             raise UnlearningError(
-                f"no layer of the model has one output for each of its {run.classifier.num_labels} labels, so there is"
-                " no head to finish with: give scope='all'."
+                f"no layer of the model has one output for each of its {run.classifier.num_labels} labels, and its"
+                " inputs are the features that ZSPAG moves: give method='zspag_paper'."
             )
-        if self.tilt == "similarity":
-            head_weight(run)
         split(len(run.forget), self.holdout_share, run.seed)
 
     def prepare(self, run: Run) -> Plan:
-        """Proxies, subspaces and targets; then damping and first step from the held-out part."""
-        forget = run.forget.pixels
+        """Proxies of both kinds, their subspace, targets, and the held-out part."""
+        forget, classifier = run.forget.pixels, run.classifier
         train, held = split(len(forget), self.holdout_share, run.seed)
-        logits = run.classifier.predict_shared(forget)
-        trained_labels(run, logits)  # known to all that follows
-        proxies = gather_proxies(run, self, train, logits=logits[train])
+        logits = classifier.predict_shared(forget)
         share = self.holdout_share / (1 - self.holdout_share)
+        wrong = trained_labels(run, logits)
+        known = run.forget.labels if wrong is None else torch.where(wrong < 0, run.forget.labels, wrong)
+        sure = logits.softmax(1).gather(1, known[:, None]).squeeze(1)
+        proxies = gather_proxies(run, self, train, logits=logits[train])
         judges = gather_proxies(run, self, held, share=share, name="held_out_proxies", logits=logits[held])
-        subspaces = gather_subspaces(run, proxies)
-        targets = gather_targets(run, self, logits, proxies, subspaces.grams).targets
-        plan = Plan(forget[train], targets[train], list(run.layers), facts={"proxies": proxy_facts(run, proxies)})
-        held_out = HeldOut(run.classifier, judges.pixels, forget[held], targets[held], run.forget_ids, judges.own)
-        self.adapt(run, plan, subspaces, held_out, proxies)
-        plan.proxies = self.kept_proxies(run, plan, proxies)
-        return plan
-
-    def adapt(self, run: Run, plan: Plan, subspaces: Subspaces, held_out: HeldOut, proxies: ProxySet) -> None:
-        """Choose damping and step size, and hand the run to :class:`zspag_hf.adaptive.control.AdaptiveControl`."""
-        forget, targets = plan.pixels, plan.targets
-        assert forget is not None and targets is not None  # prepare gave them
-        thresholds = (self.energy_threshold,) if self.energy_threshold else THRESHOLDS
+        clear = self.raised(run, "confident_proxies", proxies, sure)
+        clear_judges = self.raised(run, "held_out_confident_proxies", judges, sure)
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            threshold, rate, probe = choose_damping(
-                held_out, subspaces.spectrum, run.layers, forget, targets, self.proxy_budget, thresholds
-            )
-            rate = rate if self.learning_rate is None else self.learning_rate
-            return {}, {"threshold": threshold, "rate": rate, "probe": probe}
+            made, strength = view_targets(classifier, forget, run.forget_ids, run.seed, wrong)
+            return {"targets": made}, {"strength": strength}
 
-        chosen = from_first(run.stage("adaptation", make)[1])
-        self.energy_threshold = chosen["threshold"]
-        self.learning_rate = run.args.learning_rate = chosen["rate"]
-        constrain(run, plan, subspaces, "soft", chosen["threshold"], forget)
-        assert isinstance(plan.constraint, SoftConstraint)
-        finish = None
-        if self.scope != "all" and run.head is not None:
-            head = run.layers[run.head]
-            finish = partial(
-                fit_unseen_rows, run.classifier, head, forget, proxies.pixels, run.class_ids, run.forget_ids
-            )
+        targets = run.stage("targets", make)[0]["targets"]
+        both = twice(proxies, clear)
+        labels = F.one_hot(run.forget.labels, classifier.num_labels).float()
+        kept = self.kept(run, both, len(clear))
+        plan = Plan(
+            forget[train],
+            torch.cat([targets, labels], 1)[train],
+            list(run.layers),
+            facts={"proxies": proxy_facts(run, proxies)},
+            proxies=kept,
+            projected={"features": self.unit_features(run, kept), "labels": kept.labels},
+        )
+        constrain(run, plan, gather_subspaces(run, both), "soft", self.energy_threshold, forget)
+        self.set_goal(run, plan, targets[train], run.forget.labels[train])
+        held_out = HeldOut(classifier, clear_judges, forget[held], targets[held], run.forget_ids, judges.own)
+        turned = moved(both.pixels, 1.0, torch.Generator().manual_seed(run.seed))
+        beside = self.kept(run, replace(both, pixels=turned), 0)
+        finish = partial(self.finish, run, forget[train], targets[train], (kept, beside))
+        assert isinstance(plan.constraint, SoftConstraint) and self.learning_rate is not None
+        whole = self.scope == "auto"
         control = AdaptiveControl(
-            held_out,
-            plan.constraint,
-            run.layers,
-            self.proxy_budget,
-            chosen["rate"],
-            run.log,
-            finish,
-            whole=self.scope != "head",
+            held_out, plan.constraint, run.layers, self.proxy_budget, self.learning_rate, run.log, finish, whole
         )
         plan.callbacks.append(control)
-        plan.facts |= {"probe": chosen["probe"], "control": control}
+        plan.facts["control"] = control
+        return plan
 
-    def kept_proxies(self, run: Run, plan: Plan, proxies: ProxySet) -> KeptProxies:
-        """The training proxies with the original's outputs without the forgotten classes, and its features."""
-        classifier, features = run.classifier, None
-        if run.head is None:
-            logits = classifier.predict_shared(proxies.pixels)
-        else:
-            logits, features = predict_with_inputs(classifier, run.layers[run.head], proxies.pixels)
-            self.center, spread = features.mean(0), features.std(0, correction=0)
-            # a feature that is dead on the proxies must not own the loss
-            self.scale = spread.clamp_min(0.1 * float(spread.median()) + 1e-6)
-            features = (features - self.center) / self.scale
-            points = {"features": features, "labels": proxies.labels}
-            plan.projected = points | {"center": self.center, "scale": self.scale}
+    def raised(self, run: Run, name: str, proxies: ProxySet, sure: Tensor) -> Tensor:
+        """The stage ``name``: the proxies, attacked on until as confident as forget images, ``sure`` ``(N,)``."""
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            made = confident_proxies(run.classifier, proxies.pixels, proxies.labels, sure, run.seed, run.quiet)
+            return {"pixels": made}, {}
+
+        return run.stage(name, make, under="proxies")[0]["pixels"]
+
+    def kept(self, run: Run, proxies: ProxySet, drawn: int) -> KeptProxies:
+        """Proxies with the original's outputs; drawn like the forget images are the first of them, whose unit features
+        ``(P, D)`` and outputs ``(P, C)`` stand side by side."""
+        logits, features = predict_with_inputs(run.classifier, run.layers[run.head or ""], proxies.pixels)
         targets = pseudo_labels(logits, run.forget_ids, None, trained=proxies.own).targets
-        return KeptProxies(proxies.pixels, targets, proxies.labels, features)
+        features = torch.cat([F.normalize(features, dim=1), targets], 1)[:drawn]
+        return KeptProxies(proxies.pixels, targets, proxies.labels[:drawn], features)
+
+    def unit_features(self, run: Run, kept: KeptProxies) -> Tensor:
+        """``(P, D)``, of confident proxies."""
+        assert kept.features is not None
+        return kept.features[:, : run.layers[run.head or ""].d_in]
+
+    def set_goal(self, run: Run, plan: Plan, targets: Tensor, labels: Tensor) -> None:
+        """The scatter at which the depth term rests."""
+        assert plan.pixels is not None and plan.proxies is not None
+        _, mine = predict_with_inputs(run.classifier, run.layers[run.head or ""], plan.pixels)
+        theirs = self.unit_features(run, plan.proxies)
+        self.goal = scatter_goal(mine, labels, theirs, plan.proxies.labels, targets)
+
+    def finish(self, run: Run, forget: Tensor, targets: Tensor, proxies: Sequence[KeptProxies]) -> float:
+        """Fit the head, on proxies and on the same moved a little: there are as many weights in a head as proxies."""
+        pixels, answers = (torch.cat([getattr(one, name) for one in proxies]) for name in ("pixels", "targets"))
+        head = CachedHead(run.classifier, run.layers[run.head or ""], forget, pixels)
+        fit_retained_rows(head, targets, answers, run.forget_ids)
+        return write_never_seen_rows(head, run.forget_ids)
 
     def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Soft cross-entropy on the forget images, and two terms more: on proxies that stay (weight ``proxy_weight``)
-        and on features that become theirs (weight ``feature_weight``)."""
+        """Of proxies, or of forget images and their features."""
         weights = inputs["weights"]
         if "proxy_pixels" in inputs:
             logits = self.logits(run, model, inputs["proxy_pixels"])
-            kept = F.kl_div(logits.log_softmax(1), inputs["proxy_targets"], reduction="none").sum(1)
-            return self.proxy_weight * (weights * kept).sum()
-        drawn = "feature_targets" in inputs and run.head is not None
-        watched: AbstractContextManager[list[Tensor]] = nullcontext([])
-        with head_inputs(run.layers[run.head or ""]) if drawn else watched as features:
-            loss = super().compute_loss(run, model, inputs)
-        if features:
-            mine = (features[0] - self.center.to(features[0])) / self.scale.to(features[0])
-            away = F.mse_loss(mine, inputs["feature_targets"], reduction="none").mean(1)
-            loss = loss + self.feature_weight * (weights * away).sum()
-        return loss
+            gone = logits.new_zeros(logits.shape[1])
+            gone[run.forget_ids] = -torch.inf
+            kept = F.kl_div((logits + gone).log_softmax(1).clamp_min(-1e4), inputs["proxy_targets"], reduction="none")
+            return self.proxy_weight * (weights * kept.sum(1)).sum()
+        targets, labels = inputs["targets"].chunk(2, 1)
+        with head_inputs(run.layers[run.head or ""]) as features:
+            logits = self.logits(run, model, inputs["pixels"])
+        learned = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
+        return learned + self.depth_weight * self.depth(run, features[0], targets, labels, inputs)
+
+    def depth(self, run: Run, features: Tensor, targets: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The joint discrepancy of the global batch, 0 once its features are scattered enough."""
+        columns = torch.cat([F.normalize(features, dim=1), targets, labels, inputs["feature_targets"]], 1)
+        columns = torch.cat([columns, inputs["weights"][:, None]], 1)
+        columns = gathered(columns, run.args.per_device_train_batch_size)
+        columns = columns[columns[:, -1] > 0]  # rows that are images
+        d, c = features.shape[1], targets.shape[1]
+        mine, wanted, own, theirs, answers, _ = columns.split([d, c, c, d, c, 1], 1)
+        now = scatter(mine.detach(), own.argmax(1))
+        if not now > self.goal:  # also where no class has two images in the batch
+            return features.new_zeros(())
+        return joint_discrepancy(mine, wanted, theirs, answers)
+
+
+def twice(proxies: ProxySet, clear: Tensor) -> ProxySet:
+    """The proxies behind their confident form ``(P, channels, H, W)``: one set of both."""
+    own = None if proxies.own is None else proxies.own.repeat(2)
+    return replace(proxies, pixels=torch.cat([clear, proxies.pixels]), labels=proxies.labels.repeat(2), own=own)

@@ -6,7 +6,6 @@ from typing import Any
 
 SCHEMA_VERSION = 3
 MODELS = ("original", "masked", "unlearned", "retrained")
-SPENT = 0.5  # share of the proxy budget above which what else moved the weights may have cost the forgetting
 
 
 @dataclass
@@ -104,20 +103,12 @@ class Findings:
         done = (first - deep) / (first - last) if first > last else 0.0
         depth = f"The whole network did {done:.0%} of the forgetting"
         depth += ", the head the rest: it is shallow." if done < 0.5 else "."
-        away = c.get("target_js", 0.0)  # not known of earlier versions
-        if c.get("features_drawn") and away > c["proxy_budget"] and c["proxy_kl"] > SPENT * c["proxy_budget"]:
-            depth += (
-                f"\nHeld-out forget images are answered {away:.3f} nats away from their targets: drawing their features"
-                " to proxies' may have used up the budget. With feature_weight 0 the whole network may do more."
-            )
         if not c["forgotten"]:
             depth += "\nNOT FORGOTTEN: held-out forget images keep their label; give more max_steps."
-        begin = "chosen from the held-out proxies"
-        if "way" in c:  # of a run of set steps, which held-out proxies can take back alone
-            begin = "set beforehand"
+        if "way" in c:  # not known of earlier versions
             depth += f"\n{c['way']:.0%} of the way was kept, as far as the held-out proxies allow."
         return (
-            f"{begin}: damping at {c['energy_threshold']:g} of their energy, learning rate"
+            f"judged by held-out proxies: damping at {c['energy_threshold']:g} of their energy, learning rate"
             f" {c['learning_rate']:.3g}.\nWhole network for {c['whole_network_steps']} steps: probability of the"
             f" forgotten classes {first:.3f} -> {deep:.3f}; with the head's rows for them: {last:.4f}.\n{depth}\n"
             f"Held-out proxies moved by {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g})."

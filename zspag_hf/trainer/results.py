@@ -26,7 +26,7 @@ from ..hub.repository import HubOptions
 from ..methods import Method, Run
 from ..methods.stages import TRAINED_LABELS
 from ..metrics import compute
-from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED
+from ..metrics.rows import TEST_FORGOTTEN, TEST_RETAINED, unit
 from ..parallel.memory import peak_memory_mb
 from ..pipeline.classifier import PixelClassifier
 from ..pipeline.layers import Layer
@@ -77,8 +77,6 @@ def finished_report(
     options = method.to_dict()
     if control is not None and run.plan is not None and run.plan.proxies is not None:
         choice = control.summary() | {name: options[name] for name in ("energy_threshold", "proxy_budget")}
-        drawn_to = run.plan.proxies.features is not None and options.get("feature_weight", 0) > 0
-        choice |= {"features_drawn": drawn_to and options["scope"] != "head", "probe": facts.get("probe", [])}
     layers = facts.get("layers", [])
     wrong = None if run.plan is None else run.stages.load(TRAINED_LABELS)
     if layers:
@@ -201,7 +199,7 @@ def compare_trained(
 def project(run: Run, table: Table) -> dict[str, list] | None:
     """Proxies among real test images in two dimensions, by the original model's penultimate features (figure 4).
 
-    At most 50 principal components, then t-SNE, seeded; at most ``PROJECTED`` points of a kind.
+    Of unit features at most 50 principal components, then t-SNE, seeded; at most ``PROJECTED`` points of a kind.
 
     Returns:
         x, y, kind ("proxy", "retained", "forgotten") and label, a point each; None for a run without paired proxies.
@@ -212,8 +210,7 @@ def project(run: Run, table: Table) -> dict[str, list] | None:
     parts = {"retained": table.rows(TEST_RETAINED), "forgotten": table.rows(TEST_FORGOTTEN)}
     rows = {kind: part[drawn(len(part), PROJECTED[kind], run.seed)] for kind, part in parts.items()}
     proxies = drawn(len(kept["labels"]), PROJECTED["proxy"], run.seed)
-    center, scale = (kept[name].numpy() for name in ("center", "scale"))
-    features = [(table.features["original"][part] - center) / scale for part in rows.values()]
+    features = [unit(table.features["original"][part]) for part in rows.values()]
     x = np.concatenate([*features, kept["features"][proxies].numpy()])
     if len(x) <= PERPLEXITY:
         return None

@@ -1,6 +1,4 @@
-"""Forgetting in the features: what each part of the deep form promises, and the whole on real digits."""
-
-from types import SimpleNamespace
+"""Forgetting in the features: what each part of the default promises, and a short run of the whole."""
 
 import numpy as np
 import pytest
@@ -12,15 +10,11 @@ from tiny import images, trainer
 
 from zspag_hf.adaptive.confident import EPS, confident_proxies
 from zspag_hf.adaptive.head import predict_with_inputs
-from zspag_hf.adaptive.held_out import Reading
-from zspag_hf.adaptive.never_seen import CachedHead, fit_retained_rows, write_never_seen_rows
 from zspag_hf.adaptive.scatter import drawn_scatter, joint_discrepancy, kernel, scatter, scatter_goal
-from zspag_hf.adaptive.steady import BACK, SteadyControl
 from zspag_hf.adaptive.views import moved, view_targets
 from zspag_hf.errors import UnlearningError
-from zspag_hf.methods import ZSPAGDeep
+from zspag_hf.methods import ZSPAG
 from zspag_hf.pipeline.attacks import PGDLinf
-from zspag_hf.pipeline.layers import constrained_layers, head_name
 from zspag_hf.pipeline.proxies import make_proxies
 
 
@@ -128,117 +122,10 @@ class TestScatter:
         assert goal == pytest.approx((1 + drawn) / 2, abs=1e-6)
 
 
-def masked(logits):
-    """Outputs without classes 1 and 2."""
-    return logits.index_fill(1, torch.tensor([1, 2]), -torch.inf).softmax(1)
-
-
-class TestHead:
-    def cached(self, case):
-        classifier, pixels = case.classifier(torch.float32), case.pixels(40, torch.float32)
-        layers = constrained_layers(classifier.model.eval(), lambda: classifier(pixels[:2]))
-        name = head_name(layers, classifier.num_labels)
-        if name is None:
-            pytest.skip("no layer with one output a label")
-        forget, proxies = pixels[:16], pixels[16:]
-        head = CachedHead(classifier, layers[name], forget, proxies)
-        return SimpleNamespace(classifier=classifier, head=head, forget=forget, proxies=proxies, name=name)
-
-    def test_cached_logits_are_the_model_s_after_both_fits(self, case):
-        s = self.cached(case)
-        answers = masked(s.classifier.predict(s.proxies))
-        targets = torch.rand(16, s.classifier.num_labels)
-        targets[:, [1, 2]] = 0
-        fit_retained_rows(s.head, targets / targets.sum(1, keepdim=True), answers, [1, 2])
-        write_never_seen_rows(s.head, [1, 2])
-        torch.testing.assert_close(s.classifier.predict(s.forget), s.head.forget_logits, atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(s.classifier.predict(s.proxies), s.head.proxy_logits, atol=1e-3, rtol=1e-3)
-
-    def test_the_fit_goes_towards_the_targets_and_moves_nothing_but_retained_rows(self, case):
-        s = self.cached(case)
-        before = {name: value.clone() for name, value in s.classifier.model.state_dict().items()}
-        keep = [k for k in range(s.classifier.num_labels) if k not in (1, 2)]
-        targets = torch.zeros(16, s.classifier.num_labels)
-        targets[:, keep[0]] = 1.0
-
-        def loss():
-            return float(F.cross_entropy(s.classifier.predict(s.forget)[:, keep], targets[:, keep]))
-
-        first = loss()
-        fit_retained_rows(s.head, targets, masked(s.classifier.predict(s.proxies)), [1, 2])
-        assert loss() < first
-        for name, value in s.classifier.model.state_dict().items():
-            assert torch.equal(value, before[name]) == (name != f"{s.name}.weight"), name
-        rows = s.head.layer.matrix(before[f"{s.name}.weight"]).flatten(0, 1)
-        assert torch.equal(s.head.rows[[1, 2]], rows[[1, 2]])
-
-    def test_forgotten_rows_are_low_and_no_longer_than_the_retained(self, case):
-        s = self.cached(case)
-        retained = s.classifier.predict(s.proxies)
-        level = write_never_seen_rows(s.head, [1, 2])
-        keep = [k for k in range(s.classifier.num_labels) if k not in (1, 2)]
-        lengths = s.head.rows.norm(dim=1)
-        assert (lengths[[1, 2]] <= lengths[keep].median() * (1 + 1e-5)).all()
-        assert torch.equal(s.classifier.predict(s.proxies)[:, keep], retained[:, keep]), "to the bit"
-        assert 0 < level <= 0.005
-
-
-class Scripted:
-    """A SteadyControl whose readings depend on how far the one weight has gone."""
-
-    def __init__(self, cost, budget=0.01):
-        weight = torch.nn.Parameter(torch.zeros(1))
-        layers = {"only": SimpleNamespace(weight=weight)}
-        constraint = SimpleNamespace(step_scale=1.0)
-        held = SimpleNamespace(first=Reading(0, 0.5, 1, 0, 1), read=lambda: Reading(cost(weight.item()), 0, 0, 0, 0))
-        self.weight, self.finished = weight, 0
-        self.control = SteadyControl(held, constraint, layers, budget, 0.1, dict, self.finish)
-        self.state, self.args = SimpleNamespace(global_step=0), SimpleNamespace(max_steps=100)
-        self.control.on_train_begin(self.args, self.state, None)
-
-    def finish(self):
-        self.finished += 1
-        return 1e-3
-
-    def end(self, at):
-        with torch.no_grad():
-            self.weight.fill_(at)
-        self.state.global_step = 100
-        self.control.on_train_end(self.args, self.state, None)
-
-
-class TestControl:
-    def test_steps_follow_half_a_cosine(self):
-        run, scales = Scripted(lambda w: 0.0), []
-        for run.state.global_step in range(100):
-            run.control.on_step_begin(run.args, run.state, None)
-            scales.append(run.control.constraint.step_scale)
-        assert scales[0] == 1 and scales == sorted(scales, reverse=True) and 0 < scales[-1] < 1e-3
-        assert scales[50] == pytest.approx(0.5)
-
-    @pytest.mark.parametrize(("cost", "way"), [(0.01, 1.0), (0.03, 0.5), (0.1, 0.25), (1e9, 0.0), (float("nan"), 0.0)])
-    def test_it_goes_back_as_far_as_the_proxies_ask(self, cost, way):
-        run = Scripted(lambda w: cost * w**2 if w else 0.0)
-        run.end(1.0)
-        assert run.control.way == way in BACK and float(run.weight) == way
-        assert run.finished == 1 and run.control.curve[-1]["phase"] == "head"
-        assert run.control.summary()["forgotten"]
-
-    def test_a_checkpoint_keeps_the_curve(self):
-        run = Scripted(lambda w: 0.0)
-        for run.state.global_step in range(1, 21):
-            run.control.on_step_end(run.args, run.state, None)
-        saved = run.control.state()
-        again = Scripted(lambda w: 0.0)
-        again.state.global_step, again.state.stateful_callbacks = 20, {"SteadyControl": saved}
-        again.control.on_train_begin(again.args, again.state, None)
-        assert again.control.curve == run.control.curve and [e["step"] for e in run.control.curve] == [0, 10, 20]
-
-
 class TestRun:
     def run(self, folder, **options):
         kept = {"proxies_per_class": 4, "attack_eps": 0.5}
-        run = trainer(folder, method="zspag_deep", forget=images([2] * 12), max_steps=20, **kept, **options)
+        run = trainer(folder, forget=images([2] * 12), max_steps=20, **kept, **options)
         run.train()
         return run
 
@@ -253,7 +140,7 @@ class TestRun:
 
     def test_it_sets_its_schedule_itself(self, tmp_path):
         with pytest.raises(UnlearningError, match="sets its steps itself"):
-            trainer(tmp_path, method="zspag_deep", forget=images([2] * 12), lr_scheduler_type="linear")
+            trainer(tmp_path, forget=images([2] * 12), lr_scheduler_type="linear")
 
     def test_features_scatter_and_without_the_term_they_do_not(self, tmp_path):
         """On the features of the images that it trained on, the same run with and without."""
@@ -267,4 +154,4 @@ class TestRun:
 
 
 def test_the_method_is_its_own_default():
-    assert ZSPAGDeep() == ZSPAGDeep(**ZSPAGDeep().to_dict())
+    assert ZSPAG() == ZSPAG(**ZSPAG().to_dict())
