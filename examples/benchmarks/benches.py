@@ -83,6 +83,7 @@ CLASS_ROWS: Groups = {
         "renormalised": RandomLabels(targets="renormalised"),
         "ZS-PAG, as printed": ZSPAGPaper(),
         "ZS-PAG": ZSPAG(),
+        "ZS-PAG, last layer": ZSPAG(scope="head"),
     },
     "with retained data": {
         "random labels (FT)": RandomLabels(with_retain=True),
