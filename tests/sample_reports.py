@@ -105,9 +105,9 @@ def run(report: UnlearningReport, random, layers: int) -> None:
         }
         for i in range(layers - 1)
     ] + [{"name": "head", "d_in": 64, "rank": 3, "free_forget_energy": 0.1, "weight_change": 1.0, "proxy_drift": 0.2}]
-    readings = [(0, "whole", True, 0.9, 0.0), (10, "whole", False, 0.8, None), (20, "whole", True, 0.7, 0.004)]
-    keys = ("step", "phase", "kept", "forget_probability", "proxy_kl")
-    report.curve = [dict(zip(keys, r, strict=True)) for r in (*readings, (20, "head", True, 0.001, 0.004))]
+    readings = [(0, "whole", 0.9, 0.0), (10, "whole", 0.8, None), (20, "whole", 0.7, 0.004)]
+    keys = ("step", "phase", "forget_probability", "proxy_kl")
+    report.curve = [dict(zip(keys, r, strict=True)) for r in (*readings, (20, "head", 0.001, 0.004))]
     report.choice = {
         "energy_threshold": 0.99,
         "learning_rate": 0.01,

@@ -98,7 +98,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
     def record(self, state: TrainerState, phase: str, reading: Reading) -> None:
         """Into the curve, and into the log."""
         rate = self.learning_rate * self.constraint.step_scale
-        entry = {"step": state.global_step, "phase": phase, "learning_rate": rate, "kept": True}
+        entry = {"step": state.global_step, "phase": phase, "learning_rate": rate}
         self.curve.append(entry | asdict(reading))
         if state.global_step:
             self.log(asdict(reading))

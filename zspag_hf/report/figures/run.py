@@ -1,4 +1,4 @@
-"""What one unlearning run did: layer by layer, round by round, and where its proxies lie among real images."""
+"""What one unlearning run did: layer by layer, reading by reading, and where its proxies lie among real images."""
 
 import math
 from collections import Counter
@@ -93,53 +93,36 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def adaptation(report: Findings) -> Figure | None:
-    """What an adaptive run measured after each round on held-out data: how far the forgotten classes are from
-    forgotten, and how far the proxies, which stand for retained images, moved. None for a fixed run."""
+    """What an adaptive run read on held-out data as it went: how far the forgotten classes are from forgotten, and how
+    far the proxies, which stand for retained images, moved. None for a fixed run."""
     if not report.curve or not report.choice:
         return None
     steps = spread_steps(report.curve)
-    kept = np.array([bool(entry["kept"]) for entry in report.curve])
     left, moved = (numbers([entry[key] for entry in report.curve]) for key in ("forget_probability", "proxy_kl"))
     budget = report.choice["proxy_budget"]
-    highest = np.nanmax(np.append(moved[kept], budget)) * 1.5
-    figure = new_figure("How the run chose its own end: forget as much as the held-out proxies allow", 5.6)
+    highest = np.nanmax(np.append(moved, budget)) * 1.5
+    figure = new_figure("What held-out images said of the run: forget as much as the proxies allow", 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True)
-    draw_rounds(top, steps, left, kept, QUANTITIES[0], 1.08)
+    line: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 1.8}
+    top.plot(steps, left, color=QUANTITIES[0], **line)
     dress(top, "", "probability of\nforgotten classes", "held-out forget images: down is forgotten", percent="y")
     top.set_ylim(-0.05, 1.1)
-    beyond = draw_rounds(bottom, steps, moved, kept, QUANTITIES[1], highest * 0.96)
+    bottom.plot(steps, moved, color=QUANTITIES[1], **line)
     bottom.axhline(budget, color=INK, linewidth=1.2, linestyle="--")
     bottom.set_ylim(-0.03 * highest, highest)
     dress(bottom, "optimizer steps", "divergence from\nthe original, nats", "held-out proxies: up is damage")
     shade_phases((top, bottom), report.curve, steps)
-    marks: dict[str, Any] = {"color": INK, "linestyle": "none", "markersize": 6}
-    entries = {"round kept": Line2D([], [], marker="o", **marks)}
-    entries["rolled back"] = Line2D([], [], marker="x", markeredgewidth=1.6, **marks)
-    if beyond:
-        entries["rolled back, beyond the scale"] = Line2D([], [], marker="^", markerfacecolor="white", **marks)
-    entries["budget"] = Line2D([], [], color=INK, linewidth=1.2, linestyle="--")
-    legend(figure, entries)
+    legend(figure, {"budget": Line2D([], [], color=INK, linewidth=1.2, linestyle="--")})
     return figure
 
 
 def spread_steps(curve: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Steps of the rounds; the head may be fitted without a step, and is then set a little to the right."""
+    """Steps of the readings; the head may be fitted without a step, and is then set a little to the right."""
     steps = numbers([entry["step"] for entry in curve])
     for i in range(1, len(steps)):
         if curve[i]["phase"] != curve[i - 1]["phase"] and steps[i] <= steps[i - 1]:
             steps[i:] += max(0.06 * np.nanmax(steps), 1.0)
     return steps
-
-
-def draw_rounds(axes: Axes, steps: np.ndarray, values: np.ndarray, kept: np.ndarray, colour: str, edge: float) -> bool:
-    """Kept rounds as a line, those rolled back as crosses, beyond the edge or not finite as arrows at it; returns
-    whether there are such."""
-    axes.plot(steps[kept], values[kept], color=colour, marker="o", markersize=5, linewidth=1.8)
-    off = ~kept & ~(values <= edge)  # nan is off too
-    cross: dict[str, Any] = {"color": colour, "linestyle": "none", "markersize": 6.5}
-    axes.plot(steps[~kept & ~off], values[~kept & ~off], marker="x", markeredgewidth=1.6, **cross)
-    axes.plot(steps[off], np.full(int(off.sum()), edge), marker="^", markerfacecolor="white", **cross)
-    return bool(off.any())
 
 
 def shade_phases(panels: Sequence[Axes], curve: Sequence[Mapping[str, Any]], steps: np.ndarray) -> None:
