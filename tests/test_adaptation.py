@@ -88,7 +88,7 @@ class TestControl:
     def test_it_goes_back_as_far_as_the_proxies_ask(self, cost, way):
         run = Scripted(lambda w: cost * w**2 if w else 0.0)
         run.end(1.0)
-        assert run.control.way == way in BACK and float(run.weight) == way
+        assert run.control.way == way in BACK and run.weight.item() == way
         assert run.finished == 1 and run.control.curve[-1]["phase"] == "head"
         assert run.control.summary()["forgotten"]
 
