@@ -32,6 +32,8 @@ from zspag_hf.methods import METHODS
 from zspag_hf.pipeline.attacks import PGDLinf
 from zspag_hf.pipeline.classifier import PixelClassifier
 from zspag_hf.pipeline.proxies import make_proxies
+from zspag_hf.report.report import PAGE_NAME
+from zspag_hf.trainer.output_dir import locked
 from zspag_hf.trainer.refusals import INSTEAD, check_processes
 
 RETRAIN = {"method": "retrain", "retain": images([0, 1, 3, 4], seed=9)}
@@ -133,6 +135,24 @@ def into(place: str, **options):
     return lambda folder: trainer(folder, output_dir=str(folder / place), **options)
 
 
+def somebody_s(name: str):
+    """A ``given``: ``out`` with one file in it."""
+
+    def prepare(folder: Path) -> str:
+        (folder / "out").mkdir()
+        (folder / "out" / name).write_text("mine")
+        return str(folder / "out")
+
+    return prepare
+
+
+def beside_another(folder: Path):
+    """A training in a folder in which another run is at work."""
+    made = trainer(folder)
+    with locked(str(folder / "out")):
+        made.train()
+
+
 def restarted(**options):
     """A feed: the trainer over the result that lies in ``out``."""
     return lambda out: trainer(Path(out).parent, **options)
@@ -172,10 +192,15 @@ OUTPUT = [
         "another folder",
         lambda f: Path(a_file("")(f)).parent,
     ),
+    *(
+        Case(f"somebody's {name} in output_dir", restarted(), f"holds '{name}'", "new folder", somebody_s(name))
+        for name in ("model.safetensors", "config.json", "README.md", "preprocessor_config.json", PAGE_NAME)
+    ),
+    Case("a second run at the same time", beside_another, "/out'", "wait for its end"),
     Case(
-        "another model in output_dir",
-        restarted(),
-        "holds another model",
+        "the beginning of another request's result",
+        restarted(forget_classes=["dog"], forget=images([3] * 12)),
+        "a request for other images",
         "new folder",
         a_result(without("unlearning_report.json")),
     ),

@@ -475,7 +475,7 @@ def test_evaluate_and_compare_leave_the_report_of_a_model_alone(result, place, o
 @pytest.mark.slow
 def test_compare_shows_a_row_for_each_setting_and_saves_no_model(options, tmp_path, capsys):
     (tmp_path / "settings.yaml").write_text(
-        "head only: {scope: head}\nno depth: {depth_weight: 0.0, seed: 3}\nSalUn: {method: salun, num_train_epochs: 1}\n"
+        "head only: {scope: head}\nno depth: {depth_weight: 0, seed: 3}\nSalUn: {method: salun, num_train_epochs: 1}\n"
     )
     argv = ["compare", *options, "--baselines", "none", "--settings", str(tmp_path / "settings.yaml")]
     assert main([*argv, "--output_dir", str(tmp_path / "out"), "--json"]) == 0

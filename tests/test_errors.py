@@ -35,6 +35,7 @@ from zspag_hf.cli.jobs import DataArguments
 from zspag_hf.cli.running import CommandArguments
 from zspag_hf.evaluation import comparison
 from zspag_hf.pipeline.attacks import Attack
+from zspag_hf.trainer.output_dir import LOCK_NAME
 from zspag_hf.trainer.publishing import push_folder
 
 LIBRARY = Path(zspag_hf.__file__).parent
@@ -43,7 +44,7 @@ TABLES = {  # how many rows each has: one that is lost is missed
     errors_options: 108,
     errors_models: 43,
     errors_data: 69,
-    errors_runs: 57,
+    errors_runs: 63,
     errors_results: 46,
     errors_commands: 34,
     errors_architectures: 10,
@@ -77,7 +78,9 @@ class Outcome:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All but the empty file that a run keeps others out by."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_NAME)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def never(what: str):

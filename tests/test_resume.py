@@ -24,7 +24,9 @@ from zspag_hf.cli.jobs import Job, Setting, run
 from zspag_hf.data.request import proves
 from zspag_hf.evaluation import Comparison
 from zspag_hf.pipeline import grams
+from zspag_hf.report.report import REPORT_NAME, UnlearningReport
 from zspag_hf.trainer import stage_cache
+from zspag_hf.trainer.output_dir import locked
 from zspag_hf.trainer.publishing import check_result
 from zspag_hf.trainer.stage_cache import FOLDER, StageCache
 
@@ -384,8 +386,8 @@ class TestSaving:
         return stages
 
     def test_killed_before_each_file_is_moved_into_place(self, tmp_path, trained):
-        """Either result is whole; a folder that is half of each, with weights and config of the new one beside the
-        report of the old one, is not published."""
+        """Either result is whole; no page, picture or report of the old one stands beside the new one's weights; half of
+        each is not published."""
         source, weights, count, names = trained
         new, refused = [], []
         for number in range(1, count + 1):
@@ -393,15 +395,40 @@ class TestSaving:
             shutil.copytree(source, folder)
             cut(folder, "short", before_replace, number, resume=True, **self.OPTIONS)
             new.append(self.check_folder(folder / "out", weights))
+            out = folder / "out"
+            said = [name for name in (REPORT_NAME, "README.md") if (out / name).is_file()]
+            assert not new[-1] or all(UnlearningReport.load(out).seed == 1 for name in said if name == REPORT_NAME)
             try:
-                check_result(str(folder / "out"))
+                check_result(str(out))
             except UnlearningError as error:
-                assert "of different runs, one of which was cut off" in str(error)
+                assert "holds no unlearning_report.json" in str(error)
                 refused.append(number)
         assert not new[0] and new[-1] and new == sorted(new), "some before the weights, some after"
         assert refused, "or nothing was half of each"
         for number in (1, *refused[:1], count):
             assert self.check_resumed(tmp_path / str(number), weights, names) == []
+
+    def test_killed_in_a_first_save_it_can_be_resumed_or_repeated(self, tmp_path):
+        run = make(tmp_path / "whole", "short")
+        run.train()
+        expected = state(run.model)
+        for number in range(1, 6):
+            folder = tmp_path / str(number)
+            cut(folder, "short", before_replace, number)
+            for resume in (number % 2 == 0, False):
+                again, _, _ = go_on(folder, "short", resume=resume)
+                again.save_model()
+                assert is_equal(state(AutoModelForImageClassification.from_pretrained(folder / "out")), expected)
+                check_result(str(folder / "out"))
+
+    def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(self, tmp_path):
+        run = make(tmp_path, "short")
+        with locked(str(tmp_path / "out")), pytest.raises(UnlearningError, match="another run is at work"):
+            run.train()
+        run.train()
+        with locked(str(tmp_path / "out")), pytest.raises(UnlearningError, match="another run is at work"):
+            run.save_model()
+        run.save_model()
 
     def test_killed_while_what_was_kept_is_deleted(self, tmp_path, trained):
         """The result is whole by then; resumed, the run is made anew."""

@@ -234,6 +234,11 @@ def _nonces(folder: str) -> dict[str, str]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def was_begun(folder: str, classes: list[dict], images: Tensor) -> bool:
+    """Whether every nonce that a folder holds is of a request for these classes and images; True for none."""
+    return all(commitment(nonce, classes, images) == sealed for sealed, nonce in _nonces(folder).items())
+
+
 def proves(folder: str, entry: dict, images: Tensor) -> bool:
     """Whether these images, uint8 ``(N, channels, H, W)`` in any order, are those that an entry of ledger or report
     commits to, by the nonce in ``folder``; refuses a folder that holds none of this entry."""

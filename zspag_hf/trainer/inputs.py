@@ -142,8 +142,7 @@ def first_run(
     there. Retained data are touched for a method that reads them alone."""
     args, classifier = inputs.args, PixelClassifier(model, inputs.processor)
     forget = inputs.forget(forget_dataset, request)
-    if not request.class_ids:
-        check_same_images(args.output_dir, forget.images)
+    check_same_images(args.output_dir, forget.images, named(request.class_ids, inputs.label_names))
     retained = None
     if method.reads_retained and retain_dataset is not None:
         most = method.to_dict().get("max_retain_samples")

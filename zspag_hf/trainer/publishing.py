@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -27,12 +26,8 @@ from ..hub.errors import hub_errors
 from ..report.card import model_card
 from ..report.files import write_whole
 from ..report.report import PAGE_NAME, REPORT_NAME, UnlearningReport
+from .output_dir import CARD_NAME, MODEL_FILES
 
-CARD_NAME = "README.md"
-MODEL_FILES = re.compile(
-    r"config\.json|preprocessor_config\.json|processor_config\.json"
-    r"|model\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json"
-)
 # Weights in other files of the repository would still remember: they go in the same commit.
 REPLACED = [
     "*.safetensors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -22,7 +23,7 @@ from ..hub.adapter import ModuleClassifier
 from ..methods.run import Run, state_tensors
 from ..report.files import sync
 from ..report.report import UnlearningReport
-from .output_dir import check_writable
+from .output_dir import check_writable, drop_earlier, locked
 from .publishing import full_id, push_folder, write_card
 from .stage_cache import KEY_NAME, forget_stages
 
@@ -61,6 +62,8 @@ def write_model(model: PreTrainedModel, processor: Any, folder: str, state_dict:
             Path(part, KEY_NAME).write_text(json.dumps(key), encoding="utf-8")
             # an earlier run's, which would make a half-written checkpoint look whole
             Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
+        else:
+            drop_earlier(folder)
         # The config says what the weights have forgotten, so it must not be there before them.
         for name in sorted(os.listdir(part), key=lambda name: (name == "config.json", name)):
             sync(os.path.join(part, name))
@@ -100,19 +103,20 @@ class SavingTrainer(Trainer):
         all that may be published goes to the Hub then.
 
         Raises:
-            UnlearningError: nothing was unlearned yet, or the folder cannot be written to.
+            UnlearningError: nothing was unlearned yet, the folder cannot be written to, or another run is in it.
         """
         if not _internal_call:
             self.unlearned("save_model")
         folder = output_dir or self.args.output_dir
         check_writable(folder)
         report = self.report if self.args.should_save else None
-        if report is not None and report.request is not None:  # first: a commitment without its nonce proves nothing
-            write_nonce(folder, self.nonce, report.request["commitment"])
-        super().save_model(folder, _internal_call=True)
-        if report is not None:
-            report.save(folder)
-            write_card(folder, report, self.hub_model_id)
+        with contextlib.nullcontext() if self.is_in_train or not self.args.should_save else locked(folder):
+            if report is not None and report.request is not None:  # first: a commitment alone proves nothing
+                write_nonce(folder, self.nonce, report.request["commitment"])
+            super().save_model(folder, _internal_call=True)
+            if report is not None:
+                report.save(folder)
+                write_card(folder, report, self.hub_model_id)
         if not _internal_call and self.args.should_save:
             forget_stages(self.args.output_dir)
         if self.args.push_to_hub and not _internal_call:

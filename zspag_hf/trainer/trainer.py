@@ -33,7 +33,7 @@ from ..pipeline.constraint import attach, freeze_unconstrained
 from ..report.report import UnlearningReport
 from . import refusals
 from .inputs import Data, Inputs, Progress, by_name, check_datasets, first_run, named
-from .output_dir import check_output_dir
+from .output_dir import check_output_dir, locked
 from .results import Origin, accuracy_metrics, compare_trained, finished_report, project
 from .run_key import run_key
 from .saving import SavingTrainer, copy_weights
@@ -151,7 +151,8 @@ class UnlearningTrainer(SavingTrainer):
         own = None if self.own_optimizer else repr(self.optimizer)
         self.run.stages = StageCache(self.args.output_dir, run_key(self.run, self.completed_method, own), resume)
         try:
-            return self.run_stages(resume, trial, ignore_keys_for_eval)
+            with locked(self.args.output_dir, shared=True):
+                return self.run_stages(resume, trial, ignore_keys_for_eval)
         except UnlearningError as error:
             on_disk = isinstance(error, StageError) or isinstance(error.__cause__, OSError)
             if not on_disk:

@@ -22,6 +22,7 @@ __all__ = ["FIGURES", "accuracy_against", "draw_figures", "heatmap_panels", "png
 DRAWN: tuple[Callable[[Findings], Figure | None], ...] = (
     *(forgetting_scores, accuracy_per_class, relearning, membership_roc, heatmaps, projection, adaptation, layers),
 )
+FOLDER = "figures"
 FIGURES = {draw.__name__: draw for draw in DRAWN}
 
 
@@ -41,7 +42,7 @@ def png(figure: Figure) -> bytes:
 def write_figures(pictures: Mapping[str, bytes], folder: str) -> list[str]:
     """Write each PNG whole or not at all into ``folder/figures/NAME.png``, and remove pictures of FIGURES that are no
     longer drawn; returns the paths written."""
-    target = Path(folder, "figures")
+    target = Path(folder, FOLDER)
     target.mkdir(parents=True, exist_ok=True)
     paths = [write_whole(str(target / f"{name}.png"), data) for name, data in pictures.items()]
     for name in set(FIGURES) - set(pictures):
