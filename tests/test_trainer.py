@@ -200,6 +200,7 @@ class TestDefaultRun:
     def test_a_saved_model_reloads_equal_beside_its_processor_and_report(self, default, tmp_path):
         default.run.save_model(str(tmp_path))
         assert sorted(os.listdir(tmp_path)) == [
+            ".lock",
             "README.md",
             "_request.json",
             "config.json",
