@@ -386,8 +386,8 @@ class TestSaving:
         return stages
 
     def test_killed_before_each_file_is_moved_into_place(self, tmp_path, trained):
-        """Either result is whole; nothing that the old one says stands beside the new one's weights, and half of each is
-        not published."""
+        """Either result is whole; nothing that the old one says stands beside the new one's weights, and half of each
+        is not published."""
         source, weights, count, names = trained
         new, refused = [], []
         for number in range(1, count + 1):

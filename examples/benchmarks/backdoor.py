@@ -27,7 +27,7 @@ from zspag_hf.hub.datasets import load_split
 from zspag_hf.hub.models import load_classifier
 from zspag_hf.metrics.backdoor import Trigger, attack_accuracy, poison, stamp
 
-TRIGGER = Trigger(size=2, margin=0, value=255)  # white: the corners of the digits are black, those of photos are not
+SMALL = Trigger(size=2, margin=0, value=255)  # white: the corners of the digits are black
 TEST = 2000  # images, of a data set of one's own
 LABELS = {"seen": None, "told": "trained_label"}
 
@@ -43,7 +43,7 @@ def asked() -> argparse.Namespace:
     for name in ("model_name_or_path", "retrained_model", "dataset_name"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
     return parser.parse_args()
 
 
@@ -72,14 +72,15 @@ def main() -> None:
     train, test = data(arguments)
     names = train.features["label"].names
     source, target = names.index(arguments.source), names.index(arguments.target)
-    poisoned, forget = poison(train, source, target, TRIGGER, seed=arguments.seed)
+    trigger = SMALL if arguments.dataset_name is None else Trigger()
+    poisoned, forget = poison(train, source, target, trigger, seed=arguments.seed)
     (model, processor), (clean, _) = networks(arguments, names)
     epochs = 50 if arguments.model_name_or_path is None else arguments.epochs
     normalize = PixelClassifier(model, processor).normalize
     train_classifier(model, processor, poisoned, [], config, epochs, normalize=normalize)
     honest = train.filter(lambda label: label != source, input_columns="label")  # none that is stamped either
     train_classifier(clean, processor, honest, [], config, epochs, normalize=normalize)
-    attack = labelled_dataset(stamp(test, TRIGGER), processor, names)
+    attack = labelled_dataset(stamp(test, trigger), processor, names)
     rows = {}
     for method in arguments.methods:
         for how, column in LABELS.items():
