@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 from cases import processor
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
-from errors_case import Case, a_file, evaluated, pictures, read, run, some_data, writing
+from errors_case import Case, a_file, constant, evaluated, pictures, read, run, some_data, writing
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningTrainer
@@ -25,6 +25,11 @@ PEOPLE = Dataset.from_dict({"label": [0, 1, 2], "person": ["ann", "bob", "cy"]})
 
 def forget(dataset, **options):
     return run(forget=dataset, **options)
+
+
+def public(dataset, **options):
+    """A feed: a trainer that is given unlabelled images."""
+    return run(method="zspag", public=dataset, **options)
 
 
 def mapped(mapping, dataset=OTHER, **options):
@@ -107,6 +112,29 @@ IMAGES = [
         ),
         "9 x 9",
         "do_resize=True",
+    ),
+    Case("public images of another kind", public([GOOD]), "not list", "pass one split"),
+    Case("no public image", public(images([])), "public_dataset is empty", "leave it out"),
+    Case("public images without their column", public(PEOPLE), "['label', 'person']", "image_column_name"),
+    Case(
+        "public images of another size",
+        lambda folder: UnlearningTrainer(
+            tiny_model(),
+            config(folder),
+            images([2] * 12),
+            method="zspag",
+            public_dataset=images([0, 1], size=9),
+            processing_class=processor(),
+        ),
+        "9 x 9",
+        "do_resize=True",
+    ),
+    Case("forget images among the public", public(images([2] * 12)), "12 of the images to forget", "leave them out"),
+    Case(
+        "public images of forgotten classes alone",
+        public(images([0] * 3, seed=4), model=constant()),
+        "all 3 images of public_dataset",
+        "give images of other classes",
     ),
     Case("sizes that differ", unresized(pictures(GOOD, LARGE)), "9 x 9", "do_resize=True"),
     Case(

@@ -235,6 +235,7 @@ RUNNING = [
     ),
     Case("a method that needs retained data", run(method="finetune"), "FineTune", "pass retain_dataset"),
     Case("retained data that were asked for", run(method="salun", with_retain=True), "SalUn", "pass retain_dataset"),
+    Case("public images for others", run(method="salun", public=images([0])), "SalUn", "leave public_dataset out"),
     Case("an Apple GPU", on(device=torch.device("mps")), "'mps'", "use_cpu=True"),
     Case("two GPUs in one process", on(n_gpu=2), "2 GPUs", "accelerate launch"),
     Case("a launch that started too few", launched(MASTER_ADDR="127.0.0.1"), "several processes", "accelerate launch"),

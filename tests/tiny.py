@@ -107,6 +107,7 @@ def trainer(
     retain=None,
     test=None,
     callbacks=None,
+    public=None,
     **options,
 ):
     """Options of a run go to the config, all others to the method."""
@@ -118,6 +119,7 @@ def trainer(
         test,
         method=method,
         retain_dataset=retain,
+        public_dataset=public,
         processing_class=tiny_processor(),
         optimizers=optimizers,
         callbacks=callbacks,

@@ -46,6 +46,8 @@ class EvaluateArguments(DataArguments):
     """The models, and the images to judge them by."""
 
     model_name_or_path: str | None = field(default=None, init=False)
+    public_dataset_name: str | None = field(default=None, init=False)
+    public_split: str = field(default="train", init=False)
     original: str | None = option(
         None, "Hub id or folder of the model before.", group="model and data", metavar="MODEL", private=True
     )

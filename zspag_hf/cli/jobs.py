@@ -93,6 +93,14 @@ class DataArguments:
         None, "Images whose forget_column holds one of these are forgotten.", **REQUEST, private=True
     )
     max_forget_samples: int | None = option(None, "Use at most so many forget images.", **REQUEST, least=1, whole=True)
+    public_dataset_name: str | None = option(
+        None,
+        "Hub id or folder of unlabelled images of the same kind, for a method that can use them.",
+        **DATA,
+        metavar="DATA",
+        private=True,
+    )
+    public_split: str = option("train", "Split of public_dataset_name that is read.", **DATA)
     label_mapping_file: str | None = option(
         None, "JSON file: data set label -> model label, where names differ.", **DATA, metavar="FILE", private=True
     )
@@ -131,6 +139,7 @@ class Job:
 
     Attributes:
         forget, test, retain: the images to forget, to test on, and other training images for the evaluation, or None.
+        public: unlabelled images for methods that can use them, or None.
         retrained: folders, ids or models. seconds: training times that are known, by row of the table.
         mapping: data set label -> model label, where names differ. given: options of the command that were given.
     """
@@ -144,6 +153,7 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     mapping: dict | None = None
     given: dict[str, Any] = field(default_factory=dict)
+    public: Dataset | None = None
 
 
 def load_job(arguments: DataArguments, config: UnlearningConfig, method: Method) -> Job:
@@ -162,6 +172,7 @@ def load_job(arguments: DataArguments, config: UnlearningConfig, method: Method)
             f"retained data with {arguments.train_split!r} as both splits would evaluate on the"
             " retained training images: give another test_split."
         )
+    check_public(arguments, name, method)
     model, processor = load_classifier(arguments.model_name_or_path, hub=config.hub)
     mapping = read_mapping(arguments.label_mapping_file)
     hub = replace(config.other_hub, revision=arguments.dataset_revision)
@@ -169,6 +180,9 @@ def load_job(arguments: DataArguments, config: UnlearningConfig, method: Method)
         load_split(name, split, config_name=arguments.dataset_config, hub=hub)
         for split in (arguments.train_split, arguments.test_split)
     )
+    public = None
+    if arguments.public_dataset_name is not None:
+        public = load_split(arguments.public_dataset_name, arguments.public_split, hub=config.other_hub)
     names = model_labels(model.config)
     request = resolve_request(config.forget_classes, names, model.config, method.forgets)
     listed = class_names(train, config.label_column_name)
@@ -192,7 +206,31 @@ def load_job(arguments: DataArguments, config: UnlearningConfig, method: Method)
         check_same_labels(load_classifier(other, hub=config.other_hub)[0].config, names)  # not after the training
     forget = train.select(rows[: arguments.max_forget_samples])
     given = given_arguments(arguments)
-    return Job(model, processor, forget, test, retain, arguments.retrained_models, {}, mapping, given)
+    return Job(model, processor, forget, test, retain, arguments.retrained_models, {}, mapping, given, public)
+
+
+def check_public(arguments: DataArguments, dataset_name: str, method: Method) -> None:
+    """Refuse public images that nothing would be made of, or that are not what they are called.
+
+    Raises:
+        UnlearningError: a method that cannot use them, or the training or test images themselves.
+    """
+    name, split = arguments.public_dataset_name, arguments.public_split
+    if name is None and split != "train":
+        raise UnlearningError(f"public_split={split!r} belongs to a data set: give public_dataset_name too.")
+    if name is None:
+        return
+    if not method.reads_public:
+        raise UnlearningError(
+            f"{type(method).__name__} cannot use unlabelled images: leave public_dataset_name={name!r} out, or give"
+            " method='zspag'."
+        )
+    same = os.path.realpath(name) == os.path.realpath(dataset_name)
+    if same and split in (arguments.train_split, arguments.test_split):
+        raise UnlearningError(
+            f"public_split={split!r} of the same data holds the training or test images themselves: give another"
+            " public_split or public_dataset_name, or with_retain=True for retained images."
+        )
 
 
 def read_mapping(path: str | None) -> dict | None:
@@ -229,6 +267,7 @@ def unlearn(job: Job, config: UnlearningConfig, method: Method) -> UnlearningTra
         job.test,
         method=method,
         retain_dataset=job.retain if method.reads_retained else None,
+        public_dataset=job.public if method.reads_public else None,
         processing_class=job.processor,
         label_mapping=job.mapping,
     )

@@ -177,17 +177,27 @@ def read_retain_set(
     pixels = list[Tensor]()
     for part in tqdm(rows.split(READ_AT_ONCE), desc="Retain set", disable=disable_progress):
         pixels += [item["pixels"] for item in dataset.__getitems__(part.tolist())]
-        if pixels[-1].shape != forget.shape[1:]:
-            raise UnlearningError(
-                f"images of retain_dataset become {_size(pixels[-1])} pixels, and not {_size(forget)} like those to"
-                f" forget: give {ONE_SIZE}"
-            )
-    forgotten = {image.numpy().tobytes() for image in forget}
-    if both := sum(image.numpy().tobytes() in forgotten for image in pixels):
-        raise UnlearningError(
-            f"retain_dataset holds {both} of the images to forget, and would teach them again: leave them out."
-        )
+        _check_size(pixels[-1], forget, "retain_dataset")
+    _check_apart(pixels, forget, "retain_dataset")
     return RetainSet(torch.stack(pixels), dataset.labels[rows])
+
+
+def read_public_images(
+    dataset: Dataset, processor, forget: Tensor, *, image_column: str = "image", disable_progress: bool = True
+) -> Tensor:
+    """Decode unlabelled images, uint8 ``(N, channels, H, W)``; no other column is read. Refuses anything but one data
+    set, an empty one, images of ``forget`` ``(F, channels, H, W)``, and images of another size than those."""
+    check_dataset(dataset, "public_dataset")
+    if not len(dataset):
+        raise UnlearningError("public_dataset is empty: give images of the same kind, or leave it out.")
+    _check_column(dataset, image_column)
+    alone, pixels = dataset.select_columns([image_column]), list[Tensor]()
+    for part in tqdm(torch.arange(len(alone)).split(READ_AT_ONCE), desc="Public images", disable=disable_progress):
+        images = [_decode(alone, image_column, i, mode(processor)) for i in part.tolist()]
+        pixels += _batch_pixels(images, processor, image_column)
+        _check_size(pixels[-1], forget, "public_dataset")
+    _check_apart(pixels, forget, "public_dataset")
+    return torch.stack(pixels)
 
 
 def random_views(image: Image.Image, count: int, rng: random.Random) -> list[Image.Image]:
@@ -234,6 +244,22 @@ def _batch_pixels(images: Sequence[Image.Image], processor, image_column: str) -
         sizes = ", ".join(sorted({f"{image.width} x {image.height}" for image in images})[:5])
         what = f"images of column {image_column!r}, of {sizes} pixels, make no batch"
         raise UnlearningError(f"{what}: {first_line(error)} Give {ONE_SIZE}") from error
+
+
+def _check_size(pixels: Tensor, forget: Tensor, name: str) -> None:
+    if pixels.shape != forget.shape[1:]:
+        raise UnlearningError(
+            f"images of {name} become {_size(pixels)} pixels, and not {_size(forget)} like those to forget: give"
+            f" {ONE_SIZE}"
+        )
+
+
+def _check_apart(pixels: Sequence[Tensor], forget: Tensor, name: str) -> None:
+    forgotten = {image.numpy().tobytes() for image in forget}
+    if both := sum(image.numpy().tobytes() in forgotten for image in pixels):
+        raise UnlearningError(
+            f"{name} holds {both} of the images to forget, and would work against the request: leave them out."
+        )
 
 
 def _size(pixels: Tensor) -> str:

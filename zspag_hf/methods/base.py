@@ -34,6 +34,7 @@ class Method:
         forgets: "classes", "images" (whose classes stay), or both: by whether ``forget_classes`` is given.
         needs_retain: whether the method cannot work without retained data. A method that neither needs them nor has an
             option ``with_retain`` that is on never sees any.
+        reads_public: whether it can use unlabelled images, where ``public_dataset`` is given.
         trains: whether it takes steps, for ``max_steps`` to bound. loops: whether Trainer's loop takes them.
         refusals: option of :class:`zspag_hf.UnlearningConfig` that it cannot honour -> what to do instead.
 
@@ -44,6 +45,7 @@ class Method:
     description: ClassVar[str]
     forgets: ClassVar[tuple[str, ...]] = ("classes",)
     needs_retain: ClassVar[bool] = False
+    reads_public: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     loops: ClassVar[bool] = True
     refusals: ClassVar[Mapping[str, str]] = {}

@@ -57,7 +57,8 @@ class Run:
         model: the model itself, whose weights the run changes. classifier: the same, from pixels in [0, 1] to logits.
         layers: name -> layer that may be constrained, in the order in which a pass reaches them.
         head: name of the classification head among them, or None.
-        forget: the images to forget. retained: retained images, for a method that reads them; else None.
+        forget: the images to forget. retained: retained images, for a method that reads them; else None. public:
+            unlabelled images, uint8 ``(N, channels, H, W)``, where a method that reads them was given some; else None.
         class_ids: the model's ids of the classes to forget; empty where images are. forget_ids: those and the classes
             of every earlier request.
         label_names: of the model, by id.
@@ -84,6 +85,7 @@ class Run:
     state: TrainerState = field(default_factory=TrainerState)
     plan: Plan | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    public: Tensor | None = None
 
     @property
     def kept(self) -> RetainSet:

@@ -23,8 +23,9 @@ from ..parallel.batches import KeptProxies
 from ..pipeline.constraint import SoftConstraint
 from ..pipeline.proxies import ProxySet
 from ..pipeline.pseudo_labels import pseudo_labels
-from .options import CONSTRAINTS, Proxies
+from .options import CONSTRAINTS, OptionalRetained, Proxies
 from .plan import Plan
+from .real_proxies import gather_real, joined, retained_answers
 from .run import Run
 from .stages import constrain, gather_proxies, gather_subspaces, proxy_facts, trained_labels
 
@@ -34,7 +35,7 @@ DEEP = ("learning_rate", "optim", "optim_args", "weight_decay", "energy_threshol
 
 
 @dataclass(kw_only=True)
-class ZSPAG(Proxies):
+class ZSPAG(Proxies, OptionalRetained):
     """ZS-PAG (arXiv 2507.21738) under a soft constraint, with terms that move the features and not the answers alone.
     :class:`zspag_hf.methods.zspag_paper.ZSPAGPaper` is the literal form.
 
@@ -49,12 +50,17 @@ class ZSPAG(Proxies):
     - steps: Adam's, each damped by how much the proxies use a direction (eq. 5 in its soft form), over half a cosine;
     - at the end as much of the way as the held-out proxies allow (:mod:`zspag_hf.adaptive.control`), and the head as in
       a model that never saw the classes (:mod:`zspag_hf.adaptive.head`).
+
+    Real images, retained ones or unlabelled ones under the original's label, stand beside the confident proxies where
+    they are given, in both parts (:mod:`zspag_hf.methods.real_proxies`).
     """
 
     description: ClassVar[str] = (
         "ZS-PAG ([arXiv 2507.21738](https://arxiv.org/abs/2507.21738)): adversarial proxies, made from the forget"
-        " images, stand in for the retained training data, in the outputs and in the features."
+        " images, stand in for the retained training data, in the outputs and in the features, beside real images if"
+        " there are any."
     )
+    reads_public: ClassVar[bool] = True
     refusals: ClassVar[Mapping[str, str]] = {
         "num_train_epochs": "it takes a number of steps. Give max_steps, or method='zspag_paper', whose epochs are"
         " fixed",
@@ -121,11 +127,14 @@ class ZSPAG(Proxies):
                 " inputs are the features that ZSPAG moves: give method='zspag_paper'."
             )
         split(len(run.forget), self.holdout_share, run.seed)
+        if run.public is not None:
+            retained_answers(run)
 
     def prepare(self, run: Run) -> Plan:
         """Proxies of both kinds, their subspace, targets, and the held-out part."""
         forget, classifier = run.forget.pixels, run.classifier
         train, held = split(len(forget), self.holdout_share, run.seed)
+        real = gather_real(run, self.holdout_share)
         logits = classifier.predict_shared(forget)
         share = self.holdout_share / (1 - self.holdout_share)
         wrong = trained_labels(run, logits)
@@ -133,28 +142,29 @@ class ZSPAG(Proxies):
         sure = logits.softmax(1).gather(1, known[:, None]).squeeze(1)
         proxies = gather_proxies(run, self, train, logits=logits[train])
         judges = gather_proxies(run, self, held, share=share, name="held_out_proxies", logits=logits[held])
-        clear = self.raised(run, "confident_proxies", proxies, sure)
-        clear_judges = self.raised(run, "held_out_confident_proxies", judges, sure)
+        clear = real.training.beside(self.raised(run, "confident_proxies", proxies, sure), run.seed)
+        clear_judges = real.judging.beside(self.raised(run, "held_out_confident_proxies", judges, sure), run.seed)
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             made, strength = view_targets(classifier, forget, run.forget_ids, run.seed, wrong)
             return {"targets": made}, {"strength": strength}
 
         targets = run.stage("targets", make)[0]["targets"]
-        both = twice(proxies, clear)
+        both = joined(clear, proxies)
         labels = F.one_hot(run.forget.labels, classifier.num_labels).float()
-        kept = self.kept(run, both, len(clear))
+        kept, attacked = self.kept(run, both, len(clear)), slice(len(proxies))
         plan = Plan(
             forget[train],
             torch.cat([targets, labels], 1)[train],
             list(run.layers),
-            facts={"proxies": proxy_facts(run, proxies)},
+            facts={"proxies": proxy_facts(run, proxies)} | real.facts,
             proxies=kept,
-            projected={"features": self.unit_features(run, kept), "labels": kept.labels},
+            projected={"features": self.unit_features(run, kept)[attacked], "labels": kept.labels[attacked]},
         )
         constrain(run, plan, gather_subspaces(run, both), "soft", self.energy_threshold, forget)
         self.set_goal(run, plan, targets[train], run.forget.labels[train])
-        held_out = HeldOut(classifier, clear_judges, forget[held], targets[held], run.forget_ids, judges.own)
+        seen = (forget[held], targets[held], run.forget_ids)
+        held_out = HeldOut(classifier, clear_judges.pixels, *seen, clear_judges.own)
         turned = moved(both.pixels, 1.0, torch.Generator().manual_seed(run.seed))
         beside = self.kept(run, replace(both, pixels=turned), 0)
         finish = partial(self.finish, run, forget[train], targets[train], (kept, beside))
@@ -167,14 +177,14 @@ class ZSPAG(Proxies):
         plan.facts["control"] = control
         return plan
 
-    def raised(self, run: Run, name: str, proxies: ProxySet, sure: Tensor) -> Tensor:
+    def raised(self, run: Run, name: str, proxies: ProxySet, sure: Tensor) -> ProxySet:
         """The stage ``name``: the proxies, attacked on until as confident as forget images, ``sure`` ``(N,)``."""
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             made = confident_proxies(run.classifier, proxies.pixels, proxies.labels, sure, run.seed, run.quiet)
             return {"pixels": made}, {}
 
-        return run.stage(name, make, under="proxies")[0]["pixels"]
+        return replace(proxies, pixels=run.stage(name, make, under="proxies")[0]["pixels"])
 
     def kept(self, run: Run, proxies: ProxySet, drawn: int) -> KeptProxies:
         """Proxies with the original's outputs; drawn like the forget images are the first of them, whose unit features
@@ -230,9 +240,3 @@ class ZSPAG(Proxies):
         if not now > self.goal:  # also where no class has two images in the batch
             return features.new_zeros(())
         return joint_discrepancy(mine, wanted, theirs, answers)
-
-
-def twice(proxies: ProxySet, clear: Tensor) -> ProxySet:
-    """The proxies behind their confident form ``(P, channels, H, W)``: one set of both."""
-    own = None if proxies.own is None else proxies.own.repeat(2)
-    return replace(proxies, pixels=torch.cat([clear, proxies.pixels]), labels=proxies.labels.repeat(2), own=own)

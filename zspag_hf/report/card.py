@@ -164,6 +164,8 @@ def about_run(report: UnlearningReport) -> dict:
     choice = report.choice
     return {
         "zero_shot": report.zero_shot,
+        "retained_images": report.retained_images and amount(report.retained_images, "image"),
+        "public_images": report.public_images and amount(report.public_images["used"], "unlabelled image"),
         "about": " ".join(report.about),
         "views": report.config.get("forget_views"),
         "proxies": (report.proxies or {}).get("count"),

@@ -21,6 +21,7 @@ def command(report: UnlearningReport) -> str:
     parts = [["zspag-hf", "unlearn"], ["--model_name_or_path", report.base_model if on_hub else "BASE"]]
     parts += [["--model_revision", report.base_revision]] if report.base_revision is not None else []
     parts += [["--dataset_name", report.dataset or "DATA"]]
+    parts += [["--public_dataset_name", "PUBLIC"]] if report.public_images else []
     parts += [["--forget_classes", *class_words(report)]] if request.get("classes") else []
     parts += [["--method", report.method]] if report.method != "zspag" else []
     parts += [["--seed", str(report.seed)]]

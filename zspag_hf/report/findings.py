@@ -39,7 +39,9 @@ class Findings:
         timings_s: one entry a stage, and their total.
         config: options of the run. method_options: the method's, as the run resolved them. given: all that were given,
             for the command that repeats it. about: what the method does, in sentences. reads_retained: whether it read
-            retained data.
+            retained data; retained_images: how many, None where it read none.
+        public_images: "used", unlabelled images that stood in for retained ones, and "left_out", those that the
+            original gives a forgotten class; None where none were given.
     """
 
     method: str
@@ -76,6 +78,8 @@ class Findings:
     given: dict = field(default_factory=dict)
     about: list[str] = field(default_factory=list)
     reads_retained: bool | None = None
+    retained_images: int | None = None
+    public_images: dict[str, int] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -116,8 +120,8 @@ class Findings:
         )
 
     def left_out(self) -> list[str]:
-        """What the run left out, a sentence each: labels that were wrong, retained classes without a proxy, parts of
-        wide layers."""
+        """What the run left out, a sentence each: labels that were wrong, public images of forgotten classes, retained
+        classes without a proxy, parts of wide layers."""
         lines, per_class = [], (self.proxies or {}).get("per_class", {})
         if self.trained_labels:
             told = ", ".join(f"{n} as {label!r}" for label, n in self.trained_labels["images"].items())
@@ -125,6 +129,11 @@ class Findings:
             lines.append(
                 f"Forget images were trained under a label of another class, {by}: {told}; neither their targets nor"
                 " their proxies keep it."
+            )
+        if self.public_images and (left := self.public_images["left_out"]):
+            lines.append(
+                f"{left} of {left + self.public_images['used']} unlabelled images were left out, as the original gives"
+                " them a forgotten class."
             )
         if empty := sum(not count for count in per_class.values()):
             lines.append(f"{empty} of {len(per_class)} retained classes have no proxy, so nothing stands for them.")

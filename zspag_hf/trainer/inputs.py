@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ..config import UnlearningConfig
-from ..data.images import EvalDataset, ForgetSet, RetainSet, labelled_dataset, read_forget_set, read_retain_set
+from ..data.images import (
+    EvalDataset,
+    ForgetSet,
+    RetainSet,
+    labelled_dataset,
+    read_forget_set,
+    read_public_images,
+    read_retain_set,
+)
 from ..data.labels import check_dataset, class_names, reconcile_labels, wrong_labels
 from ..data.request import Request
 from ..errors import UnlearningError
@@ -117,6 +126,13 @@ class Inputs:
             disable_progress=self.quiet,
         )
 
+    def public(self, dataset: Dataset, forget: ForgetSet) -> Tensor:
+        """Unlabelled images, uint8 ``(N, channels, H, W)``."""
+        column = self.args.image_column_name
+        return read_public_images(
+            dataset, self.processor, forget.images, image_column=column, disable_progress=self.quiet
+        )
+
 
 def log_of(trainer: Trainer) -> Callable[[dict[str, float]], None]:
     """``trainer.log`` for callbacks: after it a step's own log, which falls due in the same step, is still written."""
@@ -136,10 +152,11 @@ def first_run(
     method: Method,
     forget_dataset: Dataset,
     retain_dataset: Data | None,
+    public_dataset: Dataset | None,
     trainer: Trainer,
 ) -> Run:
     """The images read, the layers found, and the method asked whether it can work on them: a training goes on from
-    there. Retained data are touched for a method that reads them alone."""
+    there. Retained data are touched for a method that reads them alone; public images are refused before for others."""
     args, classifier = inputs.args, PixelClassifier(model, inputs.processor)
     forget = inputs.forget(forget_dataset, request)
     check_same_images(args.output_dir, forget.images, named(request.class_ids, inputs.label_names))
@@ -164,6 +181,7 @@ def first_run(
         args,
         inputs.quiet,
         log_of(trainer),
+        public=None if public_dataset is None else inputs.public(public_dataset, forget),
     )
     method.check_model(run)
     return run

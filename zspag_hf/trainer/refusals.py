@@ -46,17 +46,23 @@ def check_arguments(args: Any, unsupported: Mapping[str, Any]) -> None:
 
 
 def check_combination(
-    method: Method, retain_dataset: Any, callbacks: Sequence[TrainerCallback] | None, optimizers: tuple
+    method: Method,
+    retain_dataset: Any,
+    public_dataset: Any,
+    callbacks: Sequence[TrainerCallback] | None,
+    optimizers: tuple,
 ) -> None:
     """Refuse what does not go with the method.
 
     Raises:
-        UnlearningError: no retained data for a method that reads them, or a callback or optimizer that breaks what it
-            promises.
+        UnlearningError: no retained data for a method that reads them, public images for one that does not, or a
+            callback or optimizer that breaks what it promises.
     """
     name = type(method).__name__
     if method.reads_retained and retain_dataset is None:
         raise UnlearningError(f"{name} is to read retained data: pass retain_dataset.")
+    if public_dataset is not None and not method.reads_public:
+        raise UnlearningError(f"{name} cannot use unlabelled images: leave public_dataset out, or give method='zspag'.")
     confined = isinstance(method, ZSPAG) or (isinstance(method, Constrained) and method.constraint != "none")
     if confined and any(isinstance(one, FastClip) for one in callbacks or ()):
         raise UnlearningError(

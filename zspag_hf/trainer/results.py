@@ -98,6 +98,8 @@ def finished_report(
         method=name,
         about=method.described(),
         reads_retained=method.reads_retained,
+        retained_images=None if run.retained is None else len(run.retained),
+        public_images=facts.get("public"),
         method_options=options,
         given=given,
         base_model=origin.base_model,

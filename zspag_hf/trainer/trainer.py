@@ -54,6 +54,8 @@ class UnlearningTrainer(SavingTrainer):
             such data sets by name, the report being on the first.
         method: a name in :data:`zspag_hf.METHODS`, ``package.module:Class``, or an instance with options of its own.
         retain_dataset: labelled training images of retained classes, for methods that read them; others never touch it.
+        public_dataset: unlabelled images of the same kind, none of them trained on, for methods that can use them,
+            which label them by the original; no column but the images' is read.
         processing_class: in place of the model's own. label_mapping: data set label name -> model label or id.
         compute_metrics, callbacks, optimizers: as in ``Trainer``.
 
@@ -70,6 +72,7 @@ class UnlearningTrainer(SavingTrainer):
         *,
         method: str | Method = "zspag",
         retain_dataset: Data | None = None,
+        public_dataset: Dataset | None = None,
         processing_class: Any = None,
         label_mapping: dict | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
@@ -82,7 +85,7 @@ class UnlearningTrainer(SavingTrainer):
         check_datasets(forget_dataset, tests)
         asked = as_method(method)
         asked.check(args)
-        refusals.check_combination(asked, retain_dataset, callbacks, optimizers)
+        refusals.check_combination(asked, retain_dataset, public_dataset, callbacks, optimizers)
         refusals.check_device(args.device)
         model, processing_class = resolve_model(model, processing_class, args.hub)
         check_trainable(model)
@@ -113,7 +116,8 @@ class UnlearningTrainer(SavingTrainer):
         self.inputs = Inputs(args, processing_class, self.label_names_by_id, label_mapping, self.quiet)
         tests = {name: self.inputs.labelled(dataset) for name, dataset in tests.items()}
         self.eval_dataset = tests if isinstance(eval_dataset, dict) else tests.get("")
-        self.run = first_run(model, self.inputs, self.request, self.method, forget_dataset, retain_dataset, self)
+        images = (forget_dataset, retain_dataset, public_dataset)
+        self.run = first_run(model, self.inputs, self.request, self.method, *images, self)
         self.original = {name: tensor.detach().clone() for name, tensor in state_tensors(self.model).items()}
         if not self.own_optimizer:
             refusals.check_optimizer(optimizers[0], self.run.layers)
