@@ -1,12 +1,18 @@
 """Real images beside adversarial proxies: what they may be used for, and that nothing changes without them."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import NAMES, config, images, learned_model, patterns, tiny_model, trainer
 from transformers import TrainerCallback
+
+sys.path.append(str(Path(__file__).parent.parent / "examples" / "benchmarks"))
+
+import real_images
 
 from zspag_hf.cli.jobs import DataArguments, load_job
 from zspag_hf.hub.datasets import load_split
@@ -263,3 +269,21 @@ class TestCommand:
         assert "public_dataset_name" not in job.given, "it may be a folder"
         assert load_job(replace(data, public_dataset_name=None), args, ZSPAG()).public is None
         assert load_split(str(folder), "test").features["label"].names == NAMES
+
+
+class TestBenchmark:
+    """examples/benchmarks/real_images.py: what its rows are given."""
+
+    def test_fewer_images_are_among_more_and_unlabelled_ones_are_of_the_other_half(self):
+        train, other = images([0, 1, 2, 3, 4] * 4, seed=1), images([0, 1, 2, 3, 4] * 3, seed=2)
+        bench = SimpleNamespace(parts=lambda seed: (None, train), validation=other)
+        rows = real_images.settings(bench, "test", [1, 3, 100], seed=0)
+        sizes = {name: [len(data) for data in given.values()] for name, given in rows.items()}
+        retained = {"none": [], "1 retained": [5], "3 retained": [15], "100 retained": [20]}
+        assert sizes == retained | {"1 unlabelled": [5], "3 unlabelled": [15]}, "100 of 3 a class would be the same row"
+        assert rows["1 unlabelled"]["public_dataset"].column_names == ["image"]
+        few, more = (
+            {image.tobytes() for image in rows[f"{count} retained"]["retain_dataset"]["image"]} for count in (1, 3)
+        )
+        assert few < more
+        assert real_images.settings(bench, "validation", [1], seed=0).keys() == {"none", "1 retained"}
