@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -131,51 +131,70 @@ class ZSPAG(Proxies, OptionalRetained):
             retained_answers(run)
 
     def prepare(self, run: Run) -> Plan:
-        """Proxies of both kinds, their subspace, targets, and the held-out part."""
-        forget, classifier = run.forget.pixels, run.classifier
+        """Proxies of both kinds, targets, their subspace, and the held-out part."""
+        forget = run.forget.pixels
         train, held = split(len(forget), self.holdout_share, run.seed)
-        real = gather_real(run, self.holdout_share)
-        logits = classifier.predict_shared(forget)
-        share = self.holdout_share / (1 - self.holdout_share)
+        logits = run.classifier.predict_shared(forget)
         wrong = trained_labels(run, logits)
-        known = run.forget.labels if wrong is None else torch.where(wrong < 0, run.forget.labels, wrong)
-        sure = logits.softmax(1).gather(1, known[:, None]).squeeze(1)
-        proxies = gather_proxies(run, self, train, logits=logits[train])
-        judges = gather_proxies(run, self, held, share=share, name="held_out_proxies", logits=logits[held])
-        clear = real.training.beside(self.raised(run, "confident_proxies", proxies, sure), run.seed)
-        clear_judges = real.judging.beside(self.raised(run, "held_out_confident_proxies", judges, sure), run.seed)
-
-        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            made, strength = view_targets(classifier, forget, run.forget_ids, run.seed, wrong)
-            return {"targets": made}, {"strength": strength}
-
-        targets = run.stage("targets", make)[0]["targets"]
-        both = joined(clear, proxies)
-        labels = F.one_hot(run.forget.labels, classifier.num_labels).float()
-        kept, attacked = self.kept(run, both, len(clear)), slice(len(proxies))
+        crossed, clear, judges, facts = self.gather(run, (train, held), logits, wrong)
+        targets = self.gather_targets(run, wrong)
+        both = joined(clear, crossed)
+        kept, attacked = self.kept(run, both, len(clear)), slice(len(crossed))
+        labels = F.one_hot(run.forget.labels, run.classifier.num_labels).float()
         plan = Plan(
             forget[train],
             torch.cat([targets, labels], 1)[train],
             list(run.layers),
-            facts={"proxies": proxy_facts(run, proxies)} | real.facts,
+            facts={"proxies": proxy_facts(run, crossed)} | facts,
             proxies=kept,
             projected={"features": self.unit_features(run, kept)[attacked], "labels": kept.labels[attacked]},
         )
         constrain(run, plan, gather_subspaces(run, both), "soft", self.energy_threshold, forget)
         self.set_goal(run, plan, targets[train], run.forget.labels[train])
         seen = (forget[held], targets[held], run.forget_ids)
-        held_out = HeldOut(classifier, clear_judges.pixels, *seen, clear_judges.own)
+        held_out = HeldOut(run.classifier, judges.pixels, *seen, judges.own)
         turned = moved(both.pixels, 1.0, torch.Generator().manual_seed(run.seed))
         beside = self.kept(run, replace(both, pixels=turned), 0)
-        finish = partial(self.finish, run, forget[train], targets[train], (kept, beside))
+        self.watch(run, plan, held_out, partial(self.finish, run, forget[train], targets[train], (kept, beside)))
+        return plan
+
+    def gather(
+        self, run: Run, parts: tuple[Tensor, Tensor], logits: Tensor, wrong: Tensor | None
+    ) -> tuple[ProxySet, ProxySet, ProxySet, dict[str, Any]]:
+        """Training proxies as they cross and confident ones, confident judges, and what the report says of real images,
+        which stand beside the confident ones.
+
+        Args:
+            parts: rows of the forget images that train and that judge. logits: ``(N, C)``, the original's on all.
+            wrong: ``(N,)``, as ``trained`` in :func:`zspag_hf.pipeline.pseudo_labels.allowed_mask`.
+        """
+        train, held = parts
+        share = self.holdout_share / (1 - self.holdout_share)
+        crossed = gather_proxies(run, self, train, logits=logits[train])
+        judges = gather_proxies(run, self, held, share=share, name="held_out_proxies", logits=logits[held])
+        known = run.forget.labels if wrong is None else torch.where(wrong < 0, run.forget.labels, wrong)
+        sure = logits.softmax(1).gather(1, known[:, None]).squeeze(1)
+        real = gather_real(run, self.holdout_share)
+        clear = real.training.beside(self.raised(run, "confident_proxies", crossed, sure), run.seed)
+        judges = real.judging.beside(self.raised(run, "held_out_confident_proxies", judges, sure), run.seed)
+        return crossed, clear, judges, real.facts
+
+    def gather_targets(self, run: Run, wrong: Tensor | None) -> Tensor:
+        """The stage "targets": ``(N, C)`` of the forget images."""
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            made, strength = view_targets(run.classifier, run.forget.pixels, run.forget_ids, run.seed, wrong)
+            return {"targets": made}, {"strength": strength}
+
+        return run.stage("targets", make)[0]["targets"]
+
+    def watch(self, run: Run, plan: Plan, held_out: HeldOut, finish: Callable[[], float]) -> None:
+        """Hand the run to :class:`zspag_hf.adaptive.control.AdaptiveControl`."""
         assert isinstance(plan.constraint, SoftConstraint) and self.learning_rate is not None
-        whole = self.scope == "auto"
-        control = AdaptiveControl(
-            held_out, plan.constraint, run.layers, self.proxy_budget, self.learning_rate, run.log, finish, whole
-        )
+        rates, whole = (self.proxy_budget, self.learning_rate), self.scope == "auto"
+        control = AdaptiveControl(held_out, plan.constraint, run.layers, *rates, run.log, finish, whole)
         plan.callbacks.append(control)
         plan.facts["control"] = control
-        return plan
 
     def raised(self, run: Run, name: str, proxies: ProxySet, sure: Tensor) -> ProxySet:
         """The stage ``name``: the proxies, attacked on until as confident as forget images, ``sure`` ``(N,)``."""
