@@ -1,5 +1,6 @@
 """Bad evaluations, results and jobs: what is compared, saved and published."""
 
+import tempfile
 from pathlib import Path
 
 import PIL.Image
@@ -28,7 +29,7 @@ from zspag_hf.cli.jobs import BASELINES, Setting, run
 from zspag_hf.data.request import proves
 from zspag_hf.methods import METHODS
 from zspag_hf.report.card import model_card
-from zspag_hf.trainer.publishing import push_folder
+from zspag_hf.trainer.publishing import copy_public, push_folder
 
 
 def request_for_images(folder, seed):
@@ -68,6 +69,28 @@ def another_size(folder: Path) -> Path:
     tiny_model().save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return folder
+
+
+def indexed(text: str):
+    """A change: the weights are in parts, as this index says."""
+
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return change
+
+
+def linked(folder: Path) -> None:
+    """A change: the weights lie elsewhere."""
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere")
+    (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere")
+
+
+def push_copied(out: str):
+    """What a push does before it asks the Hub for anything but the user's name."""
+    with tempfile.TemporaryDirectory() as public:
+        copy_public(out, public, "user/out")
 
 
 def push(repo_id="user/out", **options):
@@ -157,6 +180,16 @@ RESULTS = [
     Case("a broken config", push(), "config.json that cannot", "unlearn anew", a_result(writing("config.json", "{"))),
     Case("two runs mixed", push(), "different runs", "unlearn anew", a_result(writing("config.json", "{}"))),
     Case("no weights", push(), "no model.safetensors", "output_dir", a_result(without("model.safetensors"))),
+    Case("weights cut off", push(), "cannot be read", "unlearn anew", a_result(writing("model.safetensors", "half"))),
+    Case("weights that are a link", push_copied, "is a link", "the file itself", a_result(linked)),
+    Case("an index that is none", push(), "index.json that cannot", "unlearn anew", a_result(indexed("[]"))),
+    Case(
+        "an index of other files",
+        push(),
+        "'../secret.safetensors'",
+        "unlearn anew",
+        a_result(indexed('{"weight_map": {"x": "../secret.safetensors"}}')),
+    ),
     Case("a pull request to a branch", push(revision="v2", create_pr=True), "'v2'", "leave revision", a_result()),
     Case("no id to push to", push("a/b/c"), "'a/b/c'", "user/name", a_result()),
     Case(

@@ -211,6 +211,7 @@ class UnlearningConfig(TrainingArguments):
         4.0, "Bound on the Gram matrices held at once, in 1e9 bytes.", group="training", above=0
     )
     hub_create_pr: bool = option(False, "Push as a pull request in place of a commit to the branch.", group="hub")
+    hub_replace: bool = option(False, "Replace another model that stands in the repository.", group="hub")
 
     # TrainingArguments with other defaults, or another text
     learning_rate: float = option(UNSET, "-1: the method's own.", group="training", above=0)

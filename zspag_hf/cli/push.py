@@ -28,6 +28,7 @@ class PushParser(argparse.ArgumentParser):
         self.add_argument("--hub_private_repo", **flag, help="make it private; unset: as the account's default is")
         self.add_argument("--revision", help="branch to commit to, made where there is none; unset: the main branch")
         self.add_argument("--create_pr", **flag, default=False, help="open a pull request in place of committing")
+        self.add_argument("--replace", **flag, default=False, help="replace another model that stands there")
         self.add_argument("--hub_token", metavar="TOKEN", help="unset: the one of `hf auth login`")
         self.add_argument("--json", **flag, default=False, help="one JSON document on stdout, the rest on stderr")
 
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> None:
             private=given.hub_private_repo,
             revision=given.revision,
             create_pr=given.create_pr,
+            replace=given.replace,
             commit_message=f"Forget {described(request)}",
         )
         print(f"pushed: {commit.pr_url or commit.repo_url.url}")

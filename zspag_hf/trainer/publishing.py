@@ -18,7 +18,9 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..data.request import LEDGER
 from ..errors import UnlearningError
@@ -28,13 +30,15 @@ from ..report.files import write_whole
 from ..report.report import PAGE_NAME, REPORT_NAME, UnlearningReport
 from .output_dir import CARD_NAME, MODEL_FILES
 
+CONFIGS = (CONFIG_NAME, "preprocessor_config.json", "processor_config.json")
 # Weights in other files of the repository would still remember: they go in the same commit.
-REPLACED = [
+WEIGHTS = [
     "*.safetensors",
     "*.safetensors.index.json",
     *(f"*.{suffix}" for suffix in ("bin", "bin.index.json", "h5", "msgpack", "ckpt", "pt", "pth", "onnx", "tflite")),
-    *("*.pb", "*.keras", "*.gguf", "figures/*.png", PAGE_NAME),
+    *("*.pb", "*.keras", "*.gguf"),
 ]
+REPLACED = [*WEIGHTS, "figures/*.png", PAGE_NAME]
 
 
 def public_report(report: UnlearningReport) -> UnlearningReport:
@@ -49,7 +53,7 @@ def check_result(folder: str) -> UnlearningReport:
     """The report of a saved result.
 
     Raises:
-        UnlearningError: no such folder, no report of an unlearning, or no weights.
+        UnlearningError: no such folder, no report of an unlearning, or no weights that can be read.
     """
     if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(folder):
         raise UnlearningError(f"there is no folder {folder!r}: give the output_dir of a finished run.")
@@ -76,9 +80,49 @@ def check_result(folder: str) -> UnlearningReport:
             f"the report in {folder!r} and its config.json are of different runs, one of which was cut off:"
             " unlearn anew."
         )
-    if not any(path.glob("model*.safetensors")):
-        raise UnlearningError(f"{folder!r} holds no model.safetensors: give the output_dir of a finished run.")
+    check_weights(folder)
     return report
+
+
+def weight_files(folder: str) -> list[str]:
+    """The files that transformers would read the weights from, and with several parts their index.
+
+    Raises:
+        UnlearningError: none, or an index that cannot be read or names other files.
+    """
+    if os.path.exists(os.path.join(folder, SAFE_WEIGHTS_NAME)):
+        return [SAFE_WEIGHTS_NAME]
+    try:
+        index = json.loads(Path(folder, SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+    except FileNotFoundError:
+        names = []
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UnlearningError(
+            f"{folder!r} holds a {SAFE_WEIGHTS_INDEX_NAME} that cannot be read ({error!r}): unlearn anew."
+        ) from error
+    if not names:
+        raise UnlearningError(f"{folder!r} holds no {SAFE_WEIGHTS_NAME}: give the output_dir of a finished run.")
+    if strange := [name for name in names if not MODEL_FILES.fullmatch(str(name))]:
+        raise UnlearningError(f"{folder!r}: its index names {strange[0]!r}, which is no part of a model: unlearn anew.")
+    return [*names, SAFE_WEIGHTS_INDEX_NAME]
+
+
+def check_weights(folder: str) -> None:
+    """Open every file of weights.
+
+    Raises:
+        UnlearningError: one is missing, cut off or damaged.
+    """
+    for name in weight_files(folder):
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(os.path.join(folder, name), framework="pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise UnlearningError(
+                    f"{folder!r} holds a {name} that cannot be read ({error}): unlearn anew."
+                ) from error
 
 
 def copy_public(folder: str, target: str, repo_id: str, card: Mapping[str, Any] | None = None) -> None:
@@ -86,12 +130,19 @@ def copy_public(folder: str, target: str, repo_id: str, card: Mapping[str, Any] 
 
     Args:
         folder: a saved result. repo_id: where it will stand, for the card. card: of :func:`write_card`.
+
+    Raises:
+        UnlearningError: from :func:`check_result`, or a file to publish is a link.
     """
     report = public_report(check_result(folder))
-    code = code_files(folder)
-    for name in sorted(os.listdir(folder)):
-        if MODEL_FILES.fullmatch(name) or name in code:
-            link_or_copy(os.path.join(folder, name), os.path.join(target, name))
+    configs = [name for name in CONFIGS if os.path.exists(os.path.join(folder, name))]
+    for name in sorted({*configs, *weight_files(folder), *code_files(folder)}):
+        source = os.path.join(folder, name)
+        if os.path.islink(source):
+            raise UnlearningError(
+                f"{source!r} is a link, and what it leads to may be anything: put the file itself there."
+            )
+        link_or_copy(source, os.path.join(target, name))
     report.save(target)
     write_card(target, report, repo_id, **(card or {}))
 
@@ -150,6 +201,27 @@ def check_private(repo_id: str, wanted: bool | None, private: bool) -> None:
         )
 
 
+def check_same_model(config: str | None, folder: str, repo_id: str) -> None:
+    """Refuse to replace a model that is no earlier result of the same one.
+
+    Args:
+        config: the file that stands in the repository, None where weights stand alone.
+
+    Raises:
+        UnlearningError: it has forgotten nothing, or came from another model.
+    """
+    ledgers = [
+        json.loads(Path(path).read_text(encoding="utf-8")).get(LEDGER) if path else None
+        for path in (config, os.path.join(folder, CONFIG_NAME))
+    ]
+    theirs, mine = ([one[0]["base_model"], one[0]["base_revision"]] if one else None for one in ledgers)
+    if theirs is None or theirs != mine:
+        raise UnlearningError(
+            f"{repo_id!r} holds another model, which this push would replace: give another hub_model_id, or"
+            " hub_replace=True (on the command line --replace true) if that is meant."
+        )
+
+
 def push_folder(
     folder: str,
     repo_id: str,
@@ -158,6 +230,7 @@ def push_folder(
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    replace: bool = False,
     commit_message: str = "Unlearn",
     card: Mapping[str, Any] | None = None,
 ) -> CommitInfo:
@@ -171,6 +244,7 @@ def push_folder(
         repo_id: ``user/name``, or a name of one's own. Made where there is none, private where ``private`` is True.
         token: with write access; None for the one that is logged in.
         revision: a branch, made where there is none. create_pr: open a pull request in place of committing to it.
+        replace: also where the main branch holds another model.
         card: of :func:`write_card`.
 
     Raises:
@@ -190,8 +264,13 @@ def push_folder(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         head = api.repo_info(repo_id, revision=revision)
         check_private(repo_id, private, head.private)
+        names = sorted(file.rfilename for file in head.siblings)
+        if not (replace or create_pr or revision):
+            there = api.hf_hub_download(repo_id, CONFIG_NAME, revision=head.sha) if CONFIG_NAME in names else None
+            if there or any(filter_repo_objects(names, allow_patterns=WEIGHTS)):
+                check_same_model(there, folder, repo_id)
         added = sorted(path.relative_to(public).as_posix() for path in Path(public).rglob("*") if path.is_file())
-        stale = {name for name in filter_repo_objects([f.rfilename for f in head.siblings], allow_patterns=REPLACED)}
+        stale = {name for name in filter_repo_objects(names, allow_patterns=REPLACED)}
         return api.create_commit(  # upload_folder would make several commits of a large folder
             repo_id,
             [

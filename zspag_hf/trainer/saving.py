@@ -179,6 +179,7 @@ class SavingTrainer(Trainer):
             private=args.hub_private_repo if private is None else private,
             revision=revision or args.hub_revision,
             create_pr=args.hub_create_pr if create_pr is None else create_pr,
+            replace=args.hub_replace,
             commit_message=commit_message or f"Forget {described(request or {})}",
             card=kwargs,
         )
