@@ -11,6 +11,7 @@ from errors_case import Case, a_file, constant, evaluated, pictures, read, run, 
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningTrainer
+from zspag_hf.data.labels import reconcile_labels
 from zspag_hf.data.request import select_rows
 from zspag_hf.metrics.backdoor import Trigger, poison
 
@@ -65,6 +66,18 @@ def script(folder: Path) -> None:
 def two_configurations(folder: Path) -> None:
     entries = [f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("train", "test")]
     (folder / "README.md").write_text("---\nconfigs:\n" + "".join(entries) + "---\n")
+
+
+def in_two_splits(folder: Path) -> None:
+    (folder / "train.parquet").rename(folder / "train-test.parquet")
+
+
+def splits_in_classes(folder: Path) -> None:
+    for split in ("train", "test"):
+        (folder / f"{split}.parquet").unlink()
+        for name in ("cat", "dog"):
+            (folder / name / split).mkdir(parents=True)
+            GOOD.save(folder / name / split / "1.png")
 
 
 def damaged(folder: Path) -> None:
@@ -174,6 +187,18 @@ LABELS = [
     Case("an image without a label", forget(pictures(GOOD, GOOD, labels=[2, None])), "image 1 ", "label it"),
     Case("an id below 0", forget(pictures(GOOD, GOOD, labels=[2, -1])), "label id -1", "label_offset"),
     Case("an id that is moved too far", forget(PLAIN, label_offset=9), "becomes 11", "label_offset"),
+    Case(
+        "a class with two readings",
+        forget(images([2] * 12, names=["bee", "ant", *"cde"]), label_offset=0, forget_classes=["ant"]),
+        "'bee' by the data's",
+        "give the model's own label",
+    ),
+    Case(
+        "labels that are numbers out of order",
+        lambda _: reconcile_labels(sorted(map(str, range(11))), [f"LABEL_{i}" for i in range(11)]),
+        "'10'",
+        "label_offset=0",
+    ),
     Case("a retained class", forget(images([2, 3])), "first image 1 of class 3", "keep only images of the classes [2]"),
     Case("a label of another model", forget(images([0], names=["lynx"])), "'lynx'", "label_offset"),
     Case("a label that stands twice", forget(images([0], names=["Cat", "cat "])), "stands twice", "label mapping"),
@@ -216,6 +241,8 @@ FOLDERS = [
     Case(
         "an unknown configuration", read(config_name="big"), "'big'", "Give one of them", some_data(two_configurations)
     ),
+    Case("a file in two splits", read(), "'train-test.parquet'", "'data_files'", some_data(in_two_splits)),
+    Case("splits in classes", read(), "'cat/test'", "give train/cat/1.png", some_data(splits_in_classes)),
     Case("a damaged file", read(), "Parquet", "Give whole parquet files", some_data(damaged)),
     Case(
         "a broken header",

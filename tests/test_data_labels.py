@@ -4,7 +4,14 @@ import pytest
 from datasets import Value
 from tiny import NAMES, images
 
-from zspag_hf.data.labels import class_names, label_ids, reconcile_labels, resolve_classes, rows_of_classes
+from zspag_hf.data.labels import (
+    class_names,
+    data_labels,
+    label_ids,
+    reconcile_labels,
+    resolve_classes,
+    rows_of_classes,
+)
 from zspag_hf.errors import UnlearningError
 
 
@@ -78,3 +85,43 @@ def test_integer_labels_outside_the_model_are_refused():
 
 def test_rows_of_classes_go_through_the_mapping():
     assert rows_of_classes(images([0, 1, 2, 1]), "label", [4, 2, 0], [2]) == [1, 3]
+
+
+class TestNumbersAsNames:
+    """Folders 1 to 12 come as 1, 10, 11, 12, 2, ... and a model without names has LABEL_0 to LABEL_11."""
+
+    FOLDERS = sorted(str(i) for i in range(1, 13))
+    UNNAMED = [f"LABEL_{i}" for i in range(12)]
+
+    @pytest.fixture
+    def called(self):
+        return data_labels(images([0], names=self.FOLDERS), "label", self.UNNAMED)
+
+    def test_the_folder_of_that_name_is_meant(self, called):
+        assert self.FOLDERS[resolve_classes(["10"], self.UNNAMED, called)[0]] == "10"
+        assert resolve_classes(["2", "label_0"], self.UNNAMED, called) == [0, self.FOLDERS.index("2")]
+
+    def test_an_id_that_is_no_label_of_the_data_stays_an_id(self, called):
+        assert resolve_classes(["0", 0], self.UNNAMED, called) == [0]
+
+    def test_a_number_that_is_both_is_refused(self, called):
+        with pytest.raises(UnlearningError, match=r"two readings, 'LABEL_1' by the data's.*'LABEL_10' by the model's"):
+            resolve_classes([10], self.UNNAMED, called)
+
+    @pytest.mark.parametrize("count", [11, 12, 100])
+    def test_numbers_from_0_are_places_or_themselves(self, count):
+        folders, unnamed = sorted(map(str, range(count))), [f"LABEL_{i}" for i in range(count)]
+        with pytest.raises(UnlearningError, match=r"'10' has two readings, 'LABEL_2'.*'LABEL_10'.*label_offset=0"):
+            reconcile_labels(folders, unnamed)
+        assert reconcile_labels(folders, unnamed, offset=0) == [*range(count)]
+
+    def test_numbers_in_order_have_one_reading(self):
+        for folders in (["0", "1", "2"], ["00", "01", "02"], [f"{i:02}" for i in range(30)]):
+            unnamed = [f"LABEL_{i}" for i in range(len(folders))]
+            assert reconcile_labels(folders, unnamed) == [*range(len(folders))]
+
+    def test_a_name_that_data_and_model_give_to_other_classes(self):
+        called = data_labels(images([0], names=["b", "c"]), "label", ["a", "b", "c"], offset=0)
+        with pytest.raises(UnlearningError, match=r"the class 'b' to forget has two readings, 'a' by.* and 'b' by"):
+            resolve_classes(["b"], ["a", "b", "c"], called)
+        assert resolve_classes(["a"], ["a", "b", "c"], called) == [0]

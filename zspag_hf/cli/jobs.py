@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ..config import LOOP, RECIPE, UnlearningConfig, check_fields, default_of, option, told
-from ..data.labels import class_names, model_labels, reconcile_labels, rows_of_classes
+from ..data.labels import class_names, data_labels, model_labels, reconcile_labels, rows_of_classes
 from ..data.request import resolve_request, select_rows
 from ..errors import UnlearningError
 from ..evaluation import LEVELS
@@ -184,9 +184,10 @@ def load_job(arguments: DataArguments, config: UnlearningConfig, method: Method)
     if arguments.public_dataset_name is not None:
         public = load_split(arguments.public_dataset_name, arguments.public_split, hub=config.other_hub)
     names = model_labels(model.config)
-    request = resolve_request(config.forget_classes, names, model.config, method.forgets)
-    listed = class_names(train, config.label_column_name)
-    ids = reconcile_labels(listed, names, offset=config.label_offset, mapping=mapping)
+    labels: dict[str, Any] = {"offset": config.label_offset, "mapping": mapping}
+    called = data_labels(train, config.label_column_name, names, **labels)
+    request = resolve_request(config.forget_classes, names, model.config, method.forgets, called)
+    ids = reconcile_labels(class_names(train, config.label_column_name), names, **labels)
     rows = select_rows(
         train,
         class_ids=request.class_ids,

@@ -1,7 +1,7 @@
 """Label names and ids: of the request, of the data set and of the model, reconciled by name."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,11 +41,19 @@ def shown(names: Sequence[str], most: int = 30) -> str:
     return ", ".join(map(repr, names[:most])) + (f", ... ({len(names) - most} more)" if len(names) > most else "")
 
 
-def resolve_classes(requested: Sequence[str | int] | None, names: Sequence[str]) -> list[int]:
+def resolve_classes(
+    requested: Sequence[str | int] | None, names: Sequence[str], data_labels: Mapping[str, int] | None = None
+) -> list[int]:
     """Class names or ids -> sorted ids of the model.
 
     A name matches the whole label or one of its comma-separated synonyms, without regard to case; digits are an id only
-    where no label has that name. Refused are unknown and ambiguous labels, no class, and all of them.
+    where no label has that name, of the model or of the data.
+
+    Args:
+        names: the model's labels. data_labels: of :func:`data_labels`, which a request may use too.
+
+    Raises:
+        UnlearningError: an unknown label, one with two readings, no class, or all of them.
     """
     if isinstance(requested, (str, int, float)):
         requested = [requested]
@@ -54,7 +62,7 @@ def resolve_classes(requested: Sequence[str | int] | None, names: Sequence[str])
             "no class to forget was given: pass forget_classes, for example forget_classes=['cat'],"
             " or method='amun' for images whose classes stay."
         )
-    ids = sorted({_resolve_class(str(label), names) for label in requested})
+    ids = sorted({_resolve_class(label, names, data_labels or {}) for label in requested})
     if len(ids) == len(names):
         raise UnlearningError(
             f"all {len(names)} classes are to be forgotten: at least two must stay, so take some out of forget_classes."
@@ -62,16 +70,24 @@ def resolve_classes(requested: Sequence[str | int] | None, names: Sequence[str])
     return ids
 
 
-def _resolve_class(label: str, names: Sequence[str]) -> int:
+def _resolve_class(given: str | int, names: Sequence[str], data_labels: Mapping[str, int]) -> int:
+    label = str(given)
     key, known = label.strip().casefold(), [name.casefold() for name in names]
     ids = [i for i, name in enumerate(known) if name == key]
     ids = ids or [i for i, name in enumerate(known) if key in map(str.strip, name.split(","))]
-    if not ids and key.isdecimal() and int(key) < len(names):
-        ids = [int(key)]
+    number = [int(key)] if not ids and key.isdecimal() and int(key) < len(names) else []
     if len(ids) > 1:
         matches = shown([names[i] for i in ids])
         raise UnlearningError(f"the label {label!r} is ambiguous: it matches {matches}. Give one in full, or its id.")
-    if not ids:
+    in_data = sorted({i for name, i in data_labels.items() if name.strip().casefold() == key})
+    own = ids or (number if isinstance(given, int) else [])  # digits in text are the data's label before they are an id
+    if in_data and len({*in_data, *own}) > 1:
+        readings = [f"{names[i]!r} by the data's labels" for i in in_data]
+        readings += [f"{names[i]!r} by the model's" for i in own]
+        raise UnlearningError(
+            f"the class {given!r} to forget has two readings, {' and '.join(readings)}: give the model's own label."
+        )
+    if not (ids := ids or in_data or number):
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f" Did you mean {names[known.index(nearest[0])]!r}?" if nearest else ""
         raise UnlearningError(
@@ -122,10 +138,13 @@ def reconcile_labels(
             raise UnlearningError(
                 f"the label mapping lacks the label {missing[0]!r}: give each of its {count} labels one of the model's."
             )
-        return [_resolve_class(str(mapping[name]), names) for name in dataset_names]
+        return [_resolve_class(mapping[name], names, {}) for name in dataset_names]
     keys, known = ([name.strip().casefold() for name in some] for some in (dataset_names, names))
-    if keys == known or list(names) == [f"LABEL_{i}" for i in ids]:
-        return ids  # also where a name stands twice in the same list
+    if keys == known:
+        return ids  # also where a name stands twice
+    if list(names) == [f"LABEL_{i}" for i in ids]:
+        _check_numbers(keys)
+        return ids
     by_name = {key: i for i, key in enumerate(known)}
     if unfit := [i for i in ids if keys[i] not in by_name] or [i for i in ids if keys[i] in keys[:i]]:
         problem = "is not one of the model's" if keys[unfit[0]] not in by_name else "stands twice"
@@ -135,6 +154,31 @@ def reconcile_labels(
             " a background class) or a label mapping."
         )
     return [by_name[key] for key in keys]
+
+
+def _check_numbers(keys: Sequence[str]) -> None:
+    """Refuse labels 0, 1, 10, 11, 2, ... of a model without names, which counts either their places or themselves."""
+    numbers = [int(key) if key.isdecimal() else -1 for key in keys]
+    if sorted(numbers) == list(range(len(keys))) and numbers != sorted(numbers):
+        place, number = next((i, n) for i, n in enumerate(numbers) if i != n)
+        raise UnlearningError(
+            f"the data set's label {keys[place]!r} has two readings, 'LABEL_{place}' by its place among"
+            f" {len(keys)} labels and 'LABEL_{number}' by its number: give label_offset=0 for the place, or a label"
+            " mapping."
+        )
+
+
+def data_labels(dataset: Dataset, label_column: str, names: Sequence[str], **reconciled: Any) -> dict[str, int]:
+    """The data set's own names of the model's classes, name -> id: empty where its labels are numbers.
+
+    Args:
+        names: the model's labels. reconciled: ``offset`` and ``mapping`` of :func:`reconcile_labels`.
+
+    Raises:
+        UnlearningError: labels that do not fit the model's.
+    """
+    held = class_names(dataset, label_column)
+    return {} if held is None else dict(zip(held, reconcile_labels(held, names, **reconciled), strict=True))
 
 
 def class_names(dataset: Dataset, label_column: str, option: str = "label_column_name") -> list[str] | None:

@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from numbers import Integral
@@ -43,17 +43,22 @@ class Request:
 
 
 def resolve_request(
-    forget_classes: Sequence[str | int] | None, names: Sequence[str], config, forgets: Sequence[str] = ("classes",)
+    forget_classes: Sequence[str | int] | None,
+    names: Sequence[str],
+    config,
+    forgets: Sequence[str] = ("classes",),
+    data_labels: Mapping[str, int] | None = None,
 ) -> Request:
     """What a request asks of a model, by what the model has forgotten already.
 
     Args:
         names: the model's labels. config: its config, which holds the ledger.
         forgets: what the method can forget: "classes", "images" (whose classes stay), or both.
+        data_labels: the data's own names of the classes, of :func:`zspag_hf.data.labels.data_labels`.
 
     Raises:
-        UnlearningError: an unknown class, one that is gone already, fewer than two classes that would stay, or what the
-            method cannot forget.
+        UnlearningError: an unknown class, one with two readings, one that is gone already, fewer than two classes that
+            would stay, or what the method cannot forget.
     """
     history = earlier_requests(config)
     if forget_classes and "classes" not in forgets:
@@ -64,7 +69,7 @@ def resolve_request(
     earlier = forgotten_ids(history)
     if not forget_classes and "images" in forgets:
         return Request([], earlier, history)
-    class_ids = resolve_classes(forget_classes, names)
+    class_ids = resolve_classes(forget_classes, names, data_labels)
     for number, entry in enumerate(history, 1):
         if again := sorted(set(forgotten_ids([entry])) & set(class_ids)):
             raise UnlearningError(

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.images import labelled_dataset, read_forget_set
-from ..data.labels import check_dataset, class_names, model_labels, reconcile_labels
+from ..data.labels import check_dataset, class_names, data_labels, model_labels, reconcile_labels
 from ..data.request import resolve_request
 from ..errors import check_choice
 from ..hub.models import resolve_model, source_of
@@ -72,9 +72,10 @@ def evaluate_unlearning(
     check_choice("level", level, LEVELS)
     first, processor = resolve_model(original, processing_class, hub)
     names, others = model_labels(first.config), replace(hub, revision=None)
-    request = resolve_request(forget_classes, names, first.config)
     columns: dict[str, Any] = {"image_column": image_column_name, "label_column": label_column_name}
     labels: dict[str, Any] = {"offset": label_offset, "mapping": label_mapping}
+    called = data_labels(forget_dataset, label_column_name, names, **labels)
+    request = resolve_request(forget_classes, names, first.config, data_labels=called)
     mapping = reconcile_labels(class_names(forget_dataset, label_column_name), names, **labels)
     forget = read_forget_set(forget_dataset, processor, request.class_ids, mapping, len(names), **columns)
     test = labelled_dataset(test_dataset, processor, names, **columns, **labels)

@@ -10,6 +10,7 @@ from datasets.table import CastError
 from ..data.labels import shown
 from ..errors import first_line
 from .errors import CLIENT_ERRORS, reason
+from .layout import cache_root, settled
 from .repository import DEFAULT, Files, HubOptions, find, refusal
 
 FORMATS = "Give whole parquet files, or images in a folder for each label: train/cat/1.png."
@@ -43,11 +44,13 @@ def load_split(
     else:
         where = {"path": files.name, "revision": files.commit} | ({"token": hub.token} if hub.token else {})
     try:
-        builder = load_dataset_builder(**where, name=config_name, cache_dir=hub.cache_dir)
+        cache = cache_root(files) if files.commit is None else hub.cache_dir
+        builder = load_dataset_builder(**where, name=config_name, cache_dir=cache)
     except DATA_ERRORS as error:
         why = _wrong_config(where, config_name) if isinstance(error, ValueError) else None
         raise refusal(files, why or _because(error)) from error
     check_commit(files, builder)
+    builder = settled(builder, files, False)
     splits = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
     if split not in splits:
         raise refusal(files, f"it has no split {split!r}, only {shown(splits)}. Give one of them.")

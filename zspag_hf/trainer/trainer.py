@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import EvalPrediction, TrainOutput
 
 from ..config import UnlearningConfig
-from ..data.labels import model_labels
+from ..data.labels import data_labels, model_labels
 from ..data.request import LEDGER, draw_nonce, resolve_request
 from ..errors import UnlearningError, check_choice, transformers_errors
 from ..evaluation import LEVELS, Table
@@ -94,7 +94,9 @@ class UnlearningTrainer(SavingTrainer):
         self.completed_method, args = asked.completed(args, len(self.label_names_by_id))
         self.method, self.method_name = self.completed_method, method_name(asked)
         self.origin = Origin.of(model, args.hub)
-        self.request = resolve_request(args.forget_classes, self.label_names_by_id, model.config, asked.forgets)
+        labels = {"offset": args.label_offset, "mapping": label_mapping}
+        called = data_labels(forget_dataset, args.label_column_name, self.label_names_by_id, **labels)
+        self.request = resolve_request(args.forget_classes, self.label_names_by_id, model.config, asked.forgets, called)
         gone = named(self.request.forgotten_ids, self.label_names_by_id)
         check_output_dir(args.output_dir, {"base_model": self.origin.base_model, "forget_classes": gone})
         self.own_optimizer, self.users_metrics = optimizers[0] is None, compute_metrics
