@@ -1,6 +1,7 @@
 """Image folders and tables on disk: which file is of which split and class, and what is read of a file that changed."""
 
 import os
+import shutil
 
 import pytest
 from datasets import Image
@@ -123,3 +124,87 @@ class TestClassesCalledLikeSplits:
         make(root, "cat/train/1.png", "cat/test/1.png", "dog/train/1.png")
         with pytest.raises(UnlearningError, match=r"'cat/test'.*give train/cat/1.png"):
             load()
+
+
+class TestFilesThatChange:
+    """With their times kept, and where it can be their size, so that nothing but the content tells."""
+
+    @pytest.fixture
+    def rewritten(self, root):
+        def rewritten(name, write):
+            path = root / name
+            before = path.stat()
+            write(path)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+        return rewritten
+
+    @staticmethod
+    def first(dataset):
+        return dataset[0]["image"].tobytes()
+
+    @pytest.fixture
+    def old(self):
+        return images([0, 1], seed=1)
+
+    @pytest.fixture
+    def new(self):
+        return images([0, 1], seed=2)
+
+    def test_a_parquet_file(self, root, load, rewritten, old, new):
+        root.mkdir()
+        old.to_parquet(root / "train.parquet")
+        assert self.first(load()) == self.first(old)
+        rewritten("train.parquet", new.to_parquet)
+        assert self.first(load()) == self.first(new)
+        rewritten("train.parquet", old.to_parquet)
+        assert self.first(load()) == self.first(old)
+
+    def test_a_file_of_another_split(self, root, load, rewritten, old, new):
+        root.mkdir()
+        for split in ("train", "test"):
+            old.to_parquet(root / f"{split}.parquet")
+        load()
+        load("test")
+        rewritten("test.parquet", new.to_parquet)
+        assert self.first(load("test")) == self.first(new) and self.first(load()) == self.first(old)
+
+    def test_a_file_that_a_card_names(self, root, load, rewritten, old, new):
+        root.mkdir()
+        (root / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: held.parquet\n---\n")
+        old.to_parquet(root / "held.parquet")
+        load(config_name="a")
+        rewritten("held.parquet", new.to_parquet)
+        assert self.first(load(config_name="a")) == self.first(new)
+
+    @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+    def test_a_table_beside_images(self, root, load, rewritten, name):
+        make(root, "train/1.png", "train/2.png")
+        texts = {
+            "metadata.csv": "file_name,label\n1.png,{}\n2.png,{}\n",
+            "metadata.jsonl": '{{"file_name": "1.png", "label": {}}}\n{{"file_name": "2.png", "label": {}}}\n',
+        }
+        (root / "train" / name).write_text(texts[name].format(3, 4))
+        assert load()["label"][:] == [3, 4]
+        rewritten(f"train/{name}", lambda path: path.write_text(texts[name].format(4, 3)))
+        assert load()["label"][:] == [4, 3]
+
+    def test_an_image(self, root, load, rewritten):
+        make(root, "train/cat/1.png", "train/dog/1.png")
+        assert self.first(load()) == PICTURES[0].tobytes()
+        rewritten("train/cat/1.png", PICTURES[5].save)
+        assert self.first(load()) == PICTURES[5].tobytes()
+
+    def test_an_archive_of_images(self, root, load, rewritten, tmp_path):
+        """``datasets`` unpacks an archive once, whatever it holds later."""
+        archives = []
+        for number, picture in enumerate(PICTURES[:2]):
+            (tmp_path / str(number)).mkdir()
+            picture.save(tmp_path / str(number) / "1.png")
+            (tmp_path / str(number) / "metadata.csv").write_text("file_name,label\n1.png,3\n")
+            archives.append(shutil.make_archive(str(tmp_path / str(number)), "zip", tmp_path / str(number)))
+        root.mkdir()
+        shutil.copy(archives[0], root / "train.zip")
+        for number in (0, 1, 0):
+            rewritten("train.zip", lambda path, number=number: shutil.copy(archives[number], path))
+            assert self.first(load()) == PICTURES[number].tobytes()
