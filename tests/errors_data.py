@@ -1,5 +1,6 @@
 """Bad data: kinds of data set, images, labels, and the rows that a request means."""
 
+import json
 from pathlib import Path
 from unittest import mock
 
@@ -80,6 +81,26 @@ def splits_in_classes(folder: Path) -> None:
             GOOD.save(folder / name / split / "1.png")
 
 
+def bare(path: str):
+    """A change: a row of the training split names a file in place of bytes."""
+
+    def change(folder: Path) -> None:
+        rows = [{"image": {"bytes": None, "path": path}, "label": 2}]
+        (folder / "train.parquet").unlink()
+        (folder / "train.json").write_text(json.dumps(rows[0]))
+        (folder / "test.parquet").unlink()
+
+    return change
+
+
+def a_folder(folder: Path) -> None:
+    (folder / "README.md").mkdir()
+
+
+def reading(pattern: str):
+    return writing("README.md", f"---\nconfigs:\n- config_name: a\n  data_files: {pattern!r}\n---\n")
+
+
 def damaged(folder: Path) -> None:
     (folder / "train.parquet").write_bytes((folder / "train.parquet").read_bytes()[:100])
 
@@ -148,6 +169,12 @@ IMAGES = [
         public(images([0] * 3, seed=4), model=constant()),
         "all 3 images of public_dataset",
         "give images of other classes",
+    ),
+    Case(
+        "an image that is an address",
+        forget(pictures(GOOD, {"bytes": None, "path": "https://a/b.png"})),
+        "image 1 ",
+        "remove or replace",
     ),
     Case("sizes that differ", unresized(pictures(GOOD, LARGE)), "9 x 9", "do_resize=True"),
     Case(
@@ -243,6 +270,12 @@ FOLDERS = [
     ),
     Case("a file in two splits", read(), "'train-test.parquet'", "'data_files'", some_data(in_two_splits)),
     Case("splits in classes", read(), "'cat/test'", "give train/cat/1.png", some_data(splits_in_classes)),
+    Case(
+        "a row that is an address", read(), "'https://a/b.png'", "Store its bytes", some_data(bare("https://a/b.png"))
+    ),
+    Case("a row of a file elsewhere", read(), "'../b.png'", "Store its bytes", some_data(bare("../b.png"))),
+    Case("a card that reads elsewhere", read(), "'s3://a/b.csv'", "'data_files'", some_data(reading("s3://a/b.csv"))),
+    Case("a card that is no file", read(), "README.md", "Remove it", some_data(a_folder)),
     Case("a damaged file", read(), "Parquet", "Give whole parquet files", some_data(damaged)),
     Case(
         "a broken header",

@@ -177,7 +177,7 @@ def load_job(arguments: DataArguments, config: UnlearningConfig, method: Method)
     mapping = read_mapping(arguments.label_mapping_file)
     hub = replace(config.other_hub, revision=arguments.dataset_revision)
     train, test = (
-        load_split(name, split, config_name=arguments.dataset_config, hub=hub)
+        load_split(name, split, config_name=arguments.dataset_config, hub=hub, image_column=config.image_column_name)
         for split in (arguments.train_split, arguments.test_split)
     )
     public = None

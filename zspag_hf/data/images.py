@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..errors import UnlearningError, first_line
 from ..pipeline.classifier import mode, to_pixels
 from .labels import check_dataset, class_names, label_ids, reconcile_labels
+from .sources import Pictures
 
 READ_AT_ONCE = 256  # images
 UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
@@ -59,12 +60,13 @@ class EvalDataset(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dataset, processor, labels: Tensor, image_column: str = "image"):
         self.dataset, self.processor, self.labels, self.image_column = dataset, processor, labels, image_column
+        self.pictures = Pictures(dataset, image_column)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
-        images = [_decode(self.dataset, self.image_column, i, mode(self.processor)) for i in indices]
+        images = [_decode(self.pictures, i, mode(self.processor)) for i in indices]
         pixels = _batch_pixels(images, self.processor, self.image_column)
         return [{"pixels": p, "labels": self.labels[i]} for p, i in zip(pixels, indices, strict=True)]
 
@@ -95,7 +97,9 @@ def labelled_dataset(
         raise UnlearningError(f"{what} is empty: give labelled images.")
     _check_column(dataset, image_column)
     ids = reconcile_labels(class_names(dataset, label_column), names, offset=offset, mapping=mapping)
-    return EvalDataset(dataset, processor, label_ids(dataset, label_column, ids, len(names)), image_column)
+    read = EvalDataset(dataset, processor, label_ids(dataset, label_column, ids, len(names)), image_column)
+    _check_sources(read.pictures)
+    return read
 
 
 def read_forget_set(
@@ -131,10 +135,12 @@ def read_forget_set(
             f"the forget set holds {int(retained.sum())} images of retained classes, first image {first} of class"
             f" {int(labels[first])}: keep only images of the classes {list(forget_ids)} to forget."
         )
+    pictures = Pictures(dataset, image_column)
+    _check_sources(pictures)
     rng = random.Random(seed)
     whole, trained, unseen = list[Tensor](), list[Tensor](), list[Tensor]()
     for index in tqdm(range(len(dataset)), desc="Forget set", disable=disable_progress):
-        image = _decode(dataset, image_column, index, mode(processor))
+        image = _decode(pictures, index, mode(processor))
         whole.append(_batch_pixels([image], processor, image_column))
         if whole[-1].shape != whole[0].shape:
             raise UnlearningError(
@@ -214,21 +220,28 @@ def random_views(image: Image.Image, count: int, rng: random.Random) -> list[Ima
     return views
 
 
-def _decode(dataset: Dataset, image_column: str, index: int, kind: str) -> Image.Image:
+def _decode(pictures: Pictures, index: int, kind: str) -> Image.Image:
     """One image of a data set, as "RGB" or "L"; refuses one that cannot be decoded or has over 8 bits a channel."""
     try:
-        image = dataset[index][image_column]
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"it is stored as {type(image).__name__}, not as an image")
+        image = pictures[index]
         if image.mode.startswith(("I", "F")):  # PIL would cut off all above 255
             raise ValueError(f"its mode {image.mode!r} has over 8 bits a channel, to be scaled to 'L' or 'RGB' first")
         return image.convert(kind)
     except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without the path
         why = "it is of no known image format" if isinstance(error, UnidentifiedImageError) else why
-        raise UnlearningError(
-            f"image {index} of column {image_column!r} cannot be read ({why}): remove or replace it."
-        ) from error
+        raise _unread(pictures, index, why) from error
+
+
+def _check_sources(pictures: Pictures) -> None:
+    """Refuse, before any is decoded, images that are only an address."""
+    for index, why in pictures.refused():
+        raise _unread(pictures, index, why)
+
+
+def _unread(pictures: Pictures, index: int, why: str) -> UnlearningError:
+    what = f"image {index} of column {pictures.column!r} cannot be read"
+    return UnlearningError(f"{what} ({why}): remove or replace it.")
 
 
 def _check_column(dataset: Dataset, image_column: str) -> None:

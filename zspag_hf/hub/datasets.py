@@ -8,9 +8,10 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.table import CastError
 
 from ..data.labels import shown
-from ..errors import first_line
+from ..errors import UnlearningError, first_line
 from .errors import CLIENT_ERRORS, reason
 from .layout import cache_root, settled
+from .own_files import BESIDE, CARD, checked_card, with_sources_checked
 from .repository import DEFAULT, Files, HubOptions, find, refusal
 
 FORMATS = "Give whole parquet files, or images in a folder for each label: train/cat/1.png."
@@ -19,7 +20,12 @@ DATA_ERRORS = (*CLIENT_ERRORS, DatasetsError, ValueError, RuntimeError, TypeErro
 
 
 def load_split(
-    name: str | os.PathLike, split: str, *, config_name: str | None = None, hub: HubOptions = DEFAULT
+    name: str | os.PathLike,
+    split: str,
+    *,
+    config_name: str | None = None,
+    hub: HubOptions = DEFAULT,
+    image_column: str = "image",
 ) -> Dataset:
     """One split of a data set, by Hub id (``"user/name"``) or local folder, of parquet files or of images, such as
     ``train/cat/1.png``. Nothing is downloaded before the split is known to exist.
@@ -28,12 +34,13 @@ def load_split(
 
     Args:
         split: for example "train". config_name: where the data set has several configurations.
+        image_column: becomes images where it holds their bytes, or paths within the data set, as pandas wrote them.
 
     Raises:
         UnlearningError: no such data set, revision, configuration or split, no permission, no network and nothing
-            cached, no or damaged data files, or a loading script.
+            cached, no or damaged data files, a loading script, or files and images that are not of the data set itself.
     """
-    files = find(name, hub, ["README.md", ".gitattributes"], "load data from", kind="dataset")
+    files = find(name, hub, [CARD, BESIDE, ".gitattributes"], "load data from", kind="dataset")
     script = os.path.basename(os.path.normpath(files.name)) + ".py"
     if script in files.listed:
         raise refusal(files, f"it is made by a script ({script}), which is not run. {FORMATS}")
@@ -44,21 +51,25 @@ def load_split(
     else:
         where = {"path": files.name, "revision": files.commit} | ({"token": hub.token} if hub.token else {})
     try:
+        explicit = checked_card(files)
         cache = cache_root(files) if files.commit is None else hub.cache_dir
         builder = load_dataset_builder(**where, name=config_name, cache_dir=cache)
+    except UnlearningError:
+        raise
     except DATA_ERRORS as error:
         why = _wrong_config(where, config_name) if isinstance(error, ValueError) else None
         raise refusal(files, why or _because(error)) from error
     check_commit(files, builder)
-    builder = settled(builder, files, False)
+    builder = settled(builder, files, explicit)
     splits = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
     if split not in splits:
         raise refusal(files, f"it has no split {split!r}, only {shown(splits)}. Give one of them.")
     try:
         builder.download_and_prepare()
-        return builder.as_dataset(split=split)
+        dataset = builder.as_dataset(split=split)
     except DATA_ERRORS as error:
         raise refusal(files, _because(error)) from error
+    return with_sources_checked(dataset, builder, files, image_column)
 
 
 def hub_id(name: str | None) -> str | None:
