@@ -117,6 +117,13 @@ KINDS = [
     Case("one of several eval data", run(test={"a": images([0]), "b": 5}), "eval_dataset b must", "pass one split"),
     Case("an empty test set", run(test=images([])), "empty", "give labelled images"),
     Case("a stream to evaluate", evaluated(forget_dataset=images([2]).to_iterable_dataset()), "Iterable", "streaming"),
+    Case(
+        "nothing but forget images to test on",
+        evaluated(test_dataset=images([0, 0])),
+        "2 that are images to forget",
+        "give test images",
+        works=True,
+    ),
     Case("no test set", evaluated(test_dataset=None), "test_dataset must", "pass one split"),
     Case("retain data of another kind", evaluated(retain="somewhere"), "not str", "pass one split"),
 ]

@@ -17,7 +17,8 @@ from ..hub.models import resolve_model, source_of
 from ..hub.repository import HubOptions
 from ..parallel.memory import peak_memory_mb
 from ..report.report import UnlearningReport, versions
-from .comparison import LEVELS, Comparison, Model, load_other, load_others
+from .comparison import LEVELS, Comparison
+from .others import Model, load_other, load_others
 from .table import PixelDataset, Table
 
 __all__ = ["LEVELS", "Comparison", "PixelDataset", "Table", "evaluate_unlearning"]

@@ -1,24 +1,19 @@
 """One evaluation: models and data in, the report's rows, floors, verdicts and curves out."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Subset
-from transformers import PreTrainedModel
-from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.images import EvalDataset
 from ..data.labels import distinct
 from ..errors import UnlearningError, check_choice, check_range
-from ..hub.models import resolve_model, source_of
-from ..hub.repository import HubOptions
 from ..metrics import METRICS, compute
 from ..metrics.rows import FORGET, NEIGHBOURS, RETAIN, SPLITS, TEST_FORGOTTEN, TEST_RETAINED, VIEWS
 from ..parallel.processes import each_shared
@@ -26,7 +21,8 @@ from ..pipeline.classifier import PixelClassifier, to_unit
 from ..pipeline.layers import constrained_layers, head_name
 from ..pipeline.neighbours import neighbours
 from ..report.report import MODELS, UnlearningReport
-from .accepted import check_outputs, check_same_labels, check_trainable
+from .accepted import check_outputs
+from .apart import reasons_told, without_forget_images
 from .floors import PAIRWISE, floor, least_tolerances, verdict
 from .heatmaps import heatmap_layer, heatmaps
 from .relearning import Images, RelearnData, relearn_all
@@ -34,7 +30,6 @@ from .scores import Row, averaged, gap_scores, membership_roc, table_scores, wit
 from .table import TEST, PixelDataset, Table, gather_table
 
 Labelled: TypeAlias = EvalDataset | PixelDataset | Subset
-Model: TypeAlias = str | os.PathLike | PreTrainedModel
 
 
 class Level(NamedTuple):
@@ -49,10 +44,6 @@ class Level(NamedTuple):
 LEVELS = {"quick": Level(2000, 1, False, 0), "full": Level(5000, 3, True, 64)}
 RELEARN_IMAGES, WATCHED_IMAGES = 500, 200  # to fine-tune on, and to watch, of each kind
 NEIGHBOUR_IMAGES = 200  # forget images beside which a change is looked for
-GEOMETRY = (  # what a processor does to an image before it is normalised
-    *("do_resize", "size", "resample", "size_divisor", "do_thumbnail", "do_align_long_axis", "do_flip_channel_order"),
-    *("do_center_crop", "crop_size", "crop_pct", "do_pad", "pad_size"),
-)
 
 
 @dataclass
@@ -68,6 +59,7 @@ class Comparison:
         beside: further unlearned models by name, rows of the same table.
         heads: model -> name of its classification head, None for a model without one; seen in a first pass.
         kept: the retained images that are used, as many as the level asks for.
+        apart: which test images are no forget images, ``(N,)`` bool; known once the table is gathered, all until then.
 
     Raises:
         UnlearningError: a name that is taken, no test image of a retained class, retained images of forgotten classes,
@@ -91,6 +83,7 @@ class Comparison:
     quiet: bool = True
     heads: dict[str, str | None] = field(init=False, default_factory=dict)
     kept: Subset | None = field(init=False, default=None)
+    apart: Tensor = field(init=False)
 
     def __post_init__(self):
         check_choice("level", self.level, LEVELS)
@@ -110,6 +103,7 @@ class Comparison:
                     f" {int(gone.nonzero()[0])}: keep only images of retained classes."
                 )
             self.kept = Subset(self.retain, drawn(len(self.retain), LEVELS[self.level].retain_images, self.seed))
+        self.apart = torch.ones(len(self.test), dtype=torch.bool)
         sample = stacked(self.test, range(min(2, len(self.test))))[0]
         for name, model in self.models.items():
             check_outputs(model, sample, f"{name} model", "test images")
@@ -150,6 +144,8 @@ class Comparison:
         if seeds:
             rows["retrained"] = averaged(seeds)
         report.reasons, report.row_reasons = with_reasons(rows, self.given(table), len(seeds))
+        report.left_out_tests = int((~self.apart).sum())
+        report.reasons = reasons_told(report.reasons, report.left_out_tests)
         least = least_tolerances(table)
         report.floors = {s: floor([row.get(s) for row in seeds], s in PAIRWISE, least[s]) for s in METRICS}
         report.verdicts = {
@@ -172,6 +168,7 @@ class Comparison:
         given = {TEST: self.test, FORGET: self.forget, RETAIN: self.kept, VIEWS: self.views, NEIGHBOURS: beside}
         parts = {name: part for name, part in given.items() if part is not None and len(part)}
         table = gather_table(self.models, parts, self.forget_ids, self.accelerator, self.heads, self.quiet)
+        table, self.apart = without_forget_images(table, self.quiet)
         if self.forget_ids:
             table.logits["masked"] = table.logits["original"].copy()
             table.logits["masked"][:, self.forget_ids] = -np.inf
@@ -238,7 +235,7 @@ class Comparison:
     def watched(self, split: str, most: int, among: Tensor | None = None) -> Images | None:
         """At most so many test images of forgotten or of retained classes, with labels out of ``among`` (a fine-tuning
         on one request's classes cannot bring back another's); None where there is none."""
-        fits = self.gone(self.test) == (split == TEST_FORGOTTEN)
+        fits = (self.gone(self.test) == (split == TEST_FORGOTTEN)) & self.apart
         rows = (fits if among is None else fits & torch.isin(self.test.labels, among)).nonzero().squeeze(1)
         chosen = rows[drawn(len(rows), most, self.seed)].tolist()
         return stacked(self.test, chosen) if chosen else None
@@ -246,44 +243,6 @@ class Comparison:
     def some(self, dataset: Labelled, most: int) -> Images:
         """At most so many images, drawn with the seed."""
         return stacked(dataset, drawn(len(dataset), most, self.seed))
-
-
-def load_other(
-    model: Model, names: Sequence[str], processor: BaseImageProcessor, device: torch.device, hub: HubOptions
-) -> PixelClassifier:
-    """A model to compare, with its own normalisation, on pixels that ``processor``, the original's, made.
-
-    Raises:
-        UnlearningError: other classes, half-precision weights, or another size of image.
-    """
-    loaded, own = resolve_model(model, processor if isinstance(model, torch.nn.Module) else None, hub)
-    check_same_labels(loaded.config, names)
-    check_trainable(loaded)
-    mine, theirs = ({key: p.to_dict().get(key) for key in GEOMETRY} for p in (processor, own))
-    if unequal := [f"{key} {theirs[key]}, not {mine[key]}" for key in GEOMETRY if mine[key] != theirs[key]]:
-        raise UnlearningError(
-            f"{source_of(loaded)[0]!r} reads images of another size or crop than the original ({'; '.join(unequal)}):"
-            " models are compared on the same pixels. Give one with the original's image processor."
-        )
-    return PixelClassifier(loaded.to(device).eval(), own)
-
-
-def load_others(
-    retrained: Model | Sequence[Model] | None,
-    beside: dict[str, Model] | None,
-    load: Callable[[Model], PixelClassifier],
-) -> dict[str, Any]:
-    """The ``retrained`` and ``beside`` of a :class:`Comparison`, from one model or several, each by ``load``.
-
-    Raises:
-        UnlearningError: ``beside`` is no dict of models by name.
-    """
-    beside = {} if beside is None else beside
-    if not isinstance(beside, dict) or not all(name and isinstance(name, str) for name in beside):
-        given = f"names {list(beside)}" if isinstance(beside, dict) else type(beside).__name__
-        raise UnlearningError(f"beside must be a dict, name of the row -> model, not {given}: name each model.")
-    several = retrained if isinstance(retrained, (list, tuple)) else [] if retrained is None else [retrained]
-    return {"retrained": list(map(load, several)), "beside": {name: load(model) for name, model in beside.items()}}
 
 
 def drawn(count: int, most: int, seed: int) -> list[int]:

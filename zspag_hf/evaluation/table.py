@@ -1,8 +1,9 @@
 """Models and images -> one table of logits and features, gathered once; the metrics see nothing else."""
 
 import contextlib
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,10 +30,16 @@ class Table:
     splits: np.ndarray  # (N,) names out of zspag_hf.metrics.rows.SPLITS
     logits: dict[str, np.ndarray]  # model name -> (N, C) float32
     features: dict[str, np.ndarray]  # model name -> (N, D) float32, the input of its head, where it has one
+    digests: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (N,) of the pixels
 
     def rows(self, *splits: str) -> np.ndarray:
         """Indices of the rows of some splits, ``(n,)``."""
         return np.flatnonzero(np.isin(self.splits, splits))
+
+    def only(self, rows: np.ndarray) -> "Table":
+        """The table of some rows, indices ``(n,)``."""
+        logits, features = ({name: held[rows] for name, held in each.items()} for each in (self.logits, self.features))
+        return Table(self.references[rows], self.splits[rows], logits, features, self.digests[rows])
 
 
 class PixelDataset(Dataset):
@@ -70,7 +77,7 @@ def gather_table(
     for split, dataset in parts.items():
         loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size=IMAGES_AT_ONCE))
         for batch in tqdm(loader, desc=f"Report, {split}", disable=disable_progress):
-            held = {"labels": batch["labels"]}
+            held = {"labels": batch["labels"], "digests": digests(batch["pixels"])}
             for name, model in models.items():
                 head = heads[name]
                 ear = head_inputs(as_layer(head, model.model.get_submodule(head))) if head else contextlib.nullcontext()
@@ -96,4 +103,11 @@ def gather_table(
         np.array(splits),
         {name: joined[f"logits/{name}"] for name in models},
         {name: joined[f"features/{name}"] for name, head in heads.items() if head is not None},
+        joined["digests"],
     )
+
+
+def digests(pixels: Tensor) -> Tensor:
+    """A number for each image, ``(n,)`` int64, the same for the same pixels ``(n, channels, H, W)``."""
+    marks = [hashlib.sha256(image.numpy().tobytes()).digest()[:8] for image in pixels.cpu().contiguous()]
+    return torch.tensor([int.from_bytes(mark, "little", signed=True) for mark in marks])

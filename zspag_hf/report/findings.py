@@ -24,7 +24,8 @@ class Findings:
         relearning: model -> "forget" and, at level full, "mixed" -> curve (step, acc_ut, acc_rt).
         rocs: model -> fpr and tpr of the loss attack, or None. heatmaps: model -> mean GradCAM map.
         projection: proxies among test images in two dimensions: x, y, kind and label, a point each; at level full.
-        images: rows of the evaluation by split. level: "quick" or "full". retrained_models: how many were given.
+        images: rows of the evaluation by split; left_out_tests: test images that are forget images, and not among them.
+            level: "quick" or "full". retrained_models: how many were given.
         proxies: count, attack_success_rate, per_class, shortfall.
         base_model: Hub id, or name of the folder, that the weights came from; base_revision: its commit on the Hub, or
             None. inherited: license, license_name, license_link, language, as its card has them. dataset: Hub id.
@@ -59,6 +60,7 @@ class Findings:
     heatmaps: dict[str, list] = field(default_factory=dict)
     projection: dict[str, list] | None = None
     images: dict[str, int] = field(default_factory=dict)
+    left_out_tests: int = 0
     level: str | None = None
     retrained_models: int = 0
     proxies: dict | None = None

@@ -160,11 +160,13 @@ def caveats(report: Findings) -> list[str]:
 
 
 def missing_scores(report: Findings) -> list[str]:
-    """What no model has and why, a sentence for each reason."""
+    """What no model has and why, a sentence for each reason, and which test images were left out."""
     reasons: dict[str, list[str]] = {}
+    out = report.left_out_tests
+    told = [f"Left out, as images to forget, pixel by pixel: {out} test image{'' if out == 1 else 's'}."] * bool(out)
     for score, reason in report.reasons.items():
         reasons.setdefault(reason, []).append(score)
-    return [f"Not computed, {reason}: {', '.join(scores)}." for reason, scores in reasons.items()]
+    return told + [f"Not computed, {reason}: {', '.join(scores)}." for reason, scores in reasons.items()]
 
 
 def masked_sentence(report: Findings) -> str:

@@ -19,7 +19,8 @@ from ..data.images import EvalDataset
 from ..data.labels import distinct
 from ..data.request import Request, new_entry
 from ..evaluation import Comparison, PixelDataset, Table
-from ..evaluation.comparison import drawn, load_other, load_others
+from ..evaluation.comparison import drawn
+from ..evaluation.others import load_other, load_others
 from ..hub.datasets import hub_id
 from ..hub.models import inherited_card, source_of
 from ..hub.repository import HubOptions
