@@ -9,6 +9,7 @@ import PIL.Image
 from cases import processor
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from errors_case import Case, a_file, constant, evaluated, pictures, read, run, some_data, writing
+from test_hub_card import NEST
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningTrainer
@@ -282,6 +283,9 @@ FOLDERS = [
     ),
     Case("a row of a file elsewhere", read(), "'../b.png'", "Store its bytes", some_data(bare("../b.png"))),
     Case("a card that reads elsewhere", read(), "'s3://a/b.csv'", "'data_files'", some_data(reading("s3://a/b.csv"))),
+    Case(
+        "a card of aliases", read(), "'a'", "Repair or remove it", some_data(writing("README.md", f"---\n{NEST}---\n"))
+    ),
     Case("a card that is no file", read(), "README.md", "Remove it", some_data(a_folder)),
     Case("a damaged file", read(), "Parquet", "Give whole parquet files", some_data(damaged)),
     Case(

@@ -308,7 +308,7 @@ class TestCard:
         expected = {"license": "other", "license_name": "own", "license_link": "LICENSE", "language": ["en"]}
         assert inherited_card(tmp_path) == expected
 
-    @pytest.mark.parametrize("text", [None, "# No header", "---\ntags: [x]\n---\n", "---\nlicense: 5\n---\n"])
+    @pytest.mark.parametrize("text", [None, "# No header", "---\ntags: [x]\n---\n"])
     def test_none_given(self, tmp_path, text):
         if text is not None:
             (tmp_path / "README.md").write_text(text)

@@ -10,6 +10,7 @@ import pandas
 import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, List, Value
+from test_hub_card import MERGED, NEST
 from tiny import NAMES, images, tiny_processor
 
 from zspag_hf.data.images import labelled_dataset, read_forget_set
@@ -190,6 +191,13 @@ class TestCards:
         os.mkfifo(root / name)
         (root / "named").write_text("")
         assert "no regular file" in (message := refused(load)) or "no split 'train'" in message
+
+    @pytest.mark.parametrize("nest", [NEST, MERGED, f"x: {'[' * 3000}\n"])
+    @pytest.mark.parametrize("where", ["tags: *i", "configs: *i", "configs: [{config_name: a, data_files: *i}]"])
+    def test_a_nest_of_aliases_is_not_built(self, root, load, nest, where):
+        write(table(), root / "train.parquet")
+        (root / "README.md").write_text(f"---\n{nest}{where}\n---\n")
+        assert "the header of its README.md cannot be read" in refused(load)
 
     def test_a_pipe_that_a_card_names(self, root, load):
         os.mkfifo(root / "pipe.parquet")

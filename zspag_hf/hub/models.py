@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from huggingface_hub import metadata_load
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
@@ -17,6 +16,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..errors import UnlearningError, first_line
 from .architectures import check_architecture
+from .card import card_fields
 from .checkpoint import MERGE, PICKLE_INDEX, SAFE_INDEX, check_config, weight_files
 from .errors import reason
 from .repository import DEFAULT, Files, HubOptions, fetch, find, refusal
@@ -24,7 +24,6 @@ from .repository import DEFAULT, Files, HubOptions, fetch, find, refusal
 Loaded = tuple[PreTrainedModel, BaseImageProcessor]
 CARD_NAME = "README.md"
 SMALL_FILES = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, CARD_NAME, SAFE_INDEX, PICKLE_INDEX]
-INHERITED = ("license", "license_name", "license_link", "language")
 BUILTIN = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
 CONTENT_ERRORS = (*BUILTIN, EOFError, StrictDataclassError, SafetensorError, pickle.UnpicklingError)  # of damaged files
 
@@ -102,20 +101,25 @@ def source_of(model: PreTrainedModel) -> tuple[str, str | None]:
 
 
 def inherited_card(name: str | os.PathLike, hub: HubOptions = DEFAULT) -> dict[str, str | list[str]]:
-    """Licence and language that a model's card gives: license, license_name, license_link, language, those present.
+    """Licence and language that a model's card gives: license, license_name and license_link as texts, language as a
+    code or a list of codes, those present.
 
-    A card that cannot be read costs a warning and no error: a model given as an object may bear a name of nothing.
+    A card that cannot be read, or a field that is something else, costs a warning and no error: the request goes on
+    without. A model given as an object may bear a name of nothing.
     """
     if not str(name):
         return {}
+    fields, wrong = dict[str, str | list[str]](), list[str]()
     try:
         files = find(name, hub, [CARD_NAME], "read the card of")
-        metadata = metadata_load(Path(files.folder, CARD_NAME)) if CARD_NAME in files.listed else None
-        given = {key: value for key, value in (metadata or {}).items() if isinstance(value, (str, list))}
+        if CARD_NAME in files.listed:
+            path = Path(files.folder, CARD_NAME)
+            fields, wrong = card_fields(path) if path.is_file() else ({}, [f"its {CARD_NAME} is no regular file"])
     except (UnlearningError, yaml.YAMLError, ValueError) as error:
         warnings.warn(f"no licence is taken over from the original: {first_line(error)}", stacklevel=2)
-        return {}
-    return {key: given[key] for key in INHERITED if key in given}
+    if wrong:
+        warnings.warn(f"not all is taken over from the original's card: {'; '.join(wrong)}.", stacklevel=2)
+    return fields
 
 
 def _find_model(model: str | os.PathLike, hub: HubOptions, doing: str) -> Files:

@@ -9,10 +9,12 @@ import datasets
 import yaml
 from datasets import Dataset, DatasetBuilder, Image, Value
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
-from huggingface_hub import constants, metadata_load
+from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..data.sources import BINARY, PARTS, TEXT, file_of, is_address, why_not, with_own_files
+from .card import check_nesting
 from .layout import cache_root
 from .repository import Files, refusal
 
@@ -23,25 +25,36 @@ def checked_card(files: Files) -> bool:
     """Whether the card names the files of each split.
 
     Raises:
-        UnlearningError: it names what is not in the data set, or is no regular file.
+        UnlearningError: it names what is not in the data set, is no regular file, or grows without bounds.
         yaml.YAMLError, ValueError: it cannot be read.
     """
     explicit = False
     for name in (CARD, BESIDE):
-        path = Path(files.folder, name)
-        if not os.path.lexists(path):
-            continue
-        if not path.is_file():
-            raise refusal(files, f"its {name} is no regular file. Remove it.")
-        held = metadata_load(path) if name == CARD else yaml.safe_load(path.read_text(encoding="utf-8"))
+        held = header_of(files, name)
         configs = held.get("configs") if isinstance(held, dict) else None
         for config in configs if isinstance(configs, list) else ():
-            given = patterns(config)
             explicit |= isinstance(config, dict) and bool(config.get("data_files"))
-            if (strange := next(filter(leads_out, given), None)) is not None:
+            if (strange := next(filter(leads_out, patterns(config)), None)) is not None:
                 why = f"its {name} reads {strange!r}, which is outside of it, and only its own files are read."
                 raise refusal(files, f"{why} Name files of the data set in 'data_files', or remove the entry.")
     return explicit
+
+
+def header_of(files: Files, name: str) -> object:
+    """What a card, or the YAML file beside it, says; None where there is none."""
+    path = Path(files.folder, name)
+    if not os.path.lexists(path):
+        return None
+    if not path.is_file():
+        raise refusal(files, f"its {name} is no regular file. Remove it.")
+    text = path.read_text(encoding="utf-8-sig" if name == CARD else "utf-8")
+    match = REGEX_YAML_BLOCK.search(text) if name == CARD else None
+    header = text if name == BESIDE else match.group(2) if match else ""
+    try:
+        check_nesting(header)
+    except ValueError as error:
+        raise refusal(files, f"the header of its {name} cannot be read: {error} Repair or remove it.") from error
+    return yaml.safe_load(header)
 
 
 def patterns(config: object) -> list[str]:
