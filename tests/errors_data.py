@@ -11,9 +11,10 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from errors_case import Case, a_file, constant, evaluated, pictures, read, run, some_data, writing
 from test_hub_card import NEST
 from tiny import NAMES, config, images, tiny_model, tiny_processor, trainer
+from transformers import ViTConfig
 
 from zspag_hf import UnlearningTrainer
-from zspag_hf.data.labels import reconcile_labels
+from zspag_hf.data.labels import model_labels, reconcile_labels
 from zspag_hf.data.request import select_rows
 from zspag_hf.metrics.backdoor import Trigger, poison
 
@@ -236,6 +237,18 @@ LABELS = [
     ),
     Case("a retained class", forget(images([2, 3])), "first image 1 of class 3", "keep only images of the classes [2]"),
     Case("a label of another model", forget(images([0], names=["lynx"])), "'lynx'", "label_offset"),
+    Case(
+        "a label of two of the model's classes",
+        lambda _: reconcile_labels(["CAT"], ["cat", "Cat", "dog"]),
+        "'CAT' names several",
+        "a label mapping",
+    ),
+    Case(
+        "a model without label names",
+        lambda _: model_labels(ViTConfig(id2label={})),
+        "id2label is empty",
+        "a name for each",
+    ),
     Case("a label that stands twice", forget(images([0], names=["Cat", "cat "])), "stands twice", "label mapping"),
     Case("an offset too far", forget(OTHER, label_offset=7), "label_offset 7", "leave label_offset unset"),
     Case("an offset that is text", forget(OTHER, label_offset="1"), "label_offset='1'", "for example 1"),

@@ -1,17 +1,22 @@
 """Label names and ids: of the request, of the data set and of the model."""
 
+import pandas
 import pytest
-from datasets import Value
+from datasets import Dataset, Value
 from tiny import NAMES, images
+from transformers import ViTConfig
 
 from zspag_hf.data.labels import (
     class_names,
     data_labels,
     label_ids,
+    model_labels,
     reconcile_labels,
     resolve_classes,
     rows_of_classes,
+    with_named_labels,
 )
+from zspag_hf.data.names import written
 from zspag_hf.errors import UnlearningError
 
 
@@ -125,3 +130,101 @@ class TestNumbersAsNames:
         with pytest.raises(UnlearningError, match=r"the class 'b' to forget has two readings, 'a' by.* and 'b' by"):
             resolve_classes(["b"], ["a", "b", "c"], called)
         assert resolve_classes(["a"], ["a", "b", "c"], called) == [0]
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+class TestNamesThatLookAlike:
+    def test_accents_are_compared_and_not_their_coding(self):
+        assert reconcile_labels([NFD, "b"], [NFC, "a", "b"]) == [0, 2]
+        assert reconcile_labels([NFC.upper(), "b"], [NFD, "a", "b"]) == [0, 2]
+        assert resolve_classes([NFD], [NFC, "b", "c"]) == [0] == resolve_classes([NFC], [NFD, "b", "c"])
+        assert resolve_classes([NFD], ["x, " + NFC, "b", "c"]) == [0]
+        assert reconcile_labels([NFD], ["a", "b"], mapping={NFC: "b"}) == [1]
+
+    def test_blanks_around_a_name_count_for_nothing(self):
+        names = ["c, d ", " e", "f\u00a0"]
+        assert resolve_classes(["c, d "], names) == resolve_classes(["c, d"], names) == [0]
+        assert resolve_classes(["e ", "f"], names) == [1, 2]
+        assert reconcile_labels(["f", "e"], names) == [2, 1]
+
+    def test_the_exact_name_comes_first(self):
+        names = ["Cat", "cat", NFC, NFD]
+        assert [resolve_classes([name], names) for name in names] == [[0], [1], [2], [3]]
+        assert reconcile_labels(["cat", NFD], names) == [1, 3]
+
+    def test_a_name_of_several_classes_is_refused(self):
+        with pytest.raises(UnlearningError, match="'CAT' names several of the model's classes"):
+            reconcile_labels(["CAT"], ["cat", "Cat", "dog"])
+        with pytest.raises(UnlearningError, match="'CAT' is ambiguous"):
+            resolve_classes(["CAT"], ["cat", "Cat", "dog"])
+
+    @pytest.mark.parametrize(
+        "other, told",
+        [
+            ("c\u0430t", "'c\\u0430t'"),  # Cyrillic a
+            ("\u0441\u0430\u0440", "'\\u0441\\u0430\\u0440'"),  # Cyrillic alone, like car
+            ("ca\u200bt", "'ca\\u200bt'"),
+            ("\uff43\uff41\uff54", "'\\uff43\\uff41\\uff54'"),
+            ("cat\u2013dog", "'cat\\u2013dog'"),
+            ("o\u2019x", "'o\\u2019x'"),
+            ("c\u00a0t", "'c\\xa0t'"),
+            ("ca\u202et", "'ca\\u202et'"),
+            ("x\u0301", "'x\\u0301'"),
+        ],
+    )
+    def test_a_look_alike_is_shown_by_its_code_points(self, other, told):
+        for data, names in ((["bee", other], NAMES), (NAMES, ["ant", "bee", other])):
+            with pytest.raises(UnlearningError) as error:
+                reconcile_labels(data, names)
+            assert told in str(error.value) and other not in str(error.value)
+        with pytest.raises(UnlearningError) as error:
+            resolve_classes([other], NAMES)
+        assert told in str(error.value)
+
+    @pytest.mark.parametrize("name", [NFC, "\u732b", "\u0436\u0443\u043a", "\u00e6ble", "\u03ba\u03cd\u03c9\u03bd"])
+    def test_an_honest_name_is_shown_as_it_is(self, name):
+        assert written(name) == repr(name)
+
+    def test_a_model_without_any_name(self):
+        with pytest.raises(UnlearningError, match="id2label is empty"):
+            model_labels(ViTConfig(id2label={}))
+
+    @pytest.mark.parametrize("digits", ["\u00b2", "\uff12", "2.0", "9" * 5000, "-1", "1e1"])
+    def test_what_is_no_number_is_no_id(self, digits):
+        with pytest.raises(UnlearningError, match="no label"):
+            resolve_classes([digits], NAMES)
+
+
+class TestLabelsAsTexts:
+    def splits(self, train, test):
+        return [
+            Dataset.from_dict({"label": train, "x": [*range(len(train))]}),
+            Dataset.from_dict({"label": test, "x": [0]}),
+        ]
+
+    def test_they_are_named_alike_in_all_splits(self):
+        train, test = with_named_labels(self.splits(["dog", "cat", "dog"], ["ant"]), "label")
+        assert train.features["label"].names == test.features["label"].names == ["ant", "cat", "dog"]
+        assert train["label"][:] == [2, 1, 2] and test["label"][:] == [0] and train.column_names == ["label", "x"]
+
+    def test_one_name_in_several_spellings_is_one(self):
+        train, test = with_named_labels(self.splits([NFC, NFD, " CAF\u00c9", "b"], [NFD]), "label")
+        assert len(train.features["label"].names) == 2
+        assert len(set(train["label"][:3])) == 1 and test["label"][0] == train["label"][0]
+
+    def test_what_is_empty_is_no_label(self):
+        train, _ = with_named_labels(self.splits(["cat", None, ""], ["cat"]), "label")
+        assert train["label"][:] == [0, None, None]
+
+    def test_large_texts_and_categories(self, tmp_path):
+        pandas.DataFrame({"label": pandas.Categorical(["b", "a"])}).to_parquet(tmp_path / "a.parquet")
+        data = Dataset.from_parquet(str(tmp_path / "a.parquet"), cache_dir=str(tmp_path))
+        assert with_named_labels([data], "label")[0]["label"][:] == [1, 0]
+        large = data.cast_column("label", Value("large_string"))
+        assert with_named_labels([large], "label")[0]["label"][:] == [1, 0]
+
+    def test_numbers_and_other_columns_stay(self):
+        data = images([1, 2])
+        assert with_named_labels([data], "label") == [data] and with_named_labels([data], "none") == [data]

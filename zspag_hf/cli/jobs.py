@@ -14,8 +14,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ..config import LOOP, RECIPE, UnlearningConfig, check_fields, default_of, option, told
-from ..data.labels import class_names, data_labels, model_labels, reconcile_labels, rows_of_classes
+from ..data.labels import class_names, data_labels, model_labels, reconcile_labels, rows_of_classes, with_named_labels
 from ..data.request import resolve_request, select_rows
+from ..data.sources import numbered
 from ..errors import UnlearningError
 from ..evaluation import LEVELS
 from ..evaluation.accepted import check_same_labels
@@ -175,14 +176,11 @@ def load_job(arguments: DataArguments, config: UnlearningConfig, method: Method)
     check_public(arguments, name, method)
     model, processor = load_classifier(arguments.model_name_or_path, hub=config.hub)
     mapping = read_mapping(arguments.label_mapping_file)
-    hub = replace(config.other_hub, revision=arguments.dataset_revision)
-    train, test = (
-        load_split(name, split, config_name=arguments.dataset_config, hub=hub, image_column=config.image_column_name)
-        for split in (arguments.train_split, arguments.test_split)
-    )
+    train, test = load_splits(name, arguments, config)
     public = None
-    if arguments.public_dataset_name is not None:
-        public = load_split(arguments.public_dataset_name, arguments.public_split, hub=config.other_hub)
+    if (unlabelled := arguments.public_dataset_name) is not None:
+        column = config.image_column_name
+        public = load_split(unlabelled, arguments.public_split, hub=config.other_hub, image_column=column)
     names = model_labels(model.config)
     labels: dict[str, Any] = {"offset": config.label_offset, "mapping": mapping}
     called = data_labels(train, config.label_column_name, names, **labels)
@@ -232,6 +230,14 @@ def check_public(arguments: DataArguments, dataset_name: str, method: Method) ->
             f"public_split={split!r} of the same data holds the training or test images themselves: give another"
             " public_split or public_dataset_name, or with_retain=True for retained images."
         )
+
+
+def load_splits(name: str, arguments: DataArguments, config: UnlearningConfig) -> list[Dataset]:
+    """The training and the test split; images stored as bytes and labels stored as texts become images and labels."""
+    hub = replace(config.other_hub, revision=arguments.dataset_revision)
+    given: dict[str, Any] = {"config_name": arguments.dataset_config, "image_column": config.image_column_name}
+    splits = [load_split(name, split, hub=hub, **given) for split in (arguments.train_split, arguments.test_split)]
+    return with_named_labels(list(map(numbered, splits)), config.label_column_name)
 
 
 def read_mapping(path: str | None) -> dict | None:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..errors import UnlearningError, first_line
 from ..pipeline.classifier import mode, to_pixels
 from .labels import check_dataset, class_names, label_ids, reconcile_labels
-from .sources import Pictures
+from .sources import Pictures, columns_of, row_of
 
 READ_AT_ONCE = 256  # images
 UNSEEN_VIEWS = 200  # random crops kept aside to test on, about
@@ -132,7 +132,8 @@ def read_forget_set(
     if forget_ids and retained.any():
         first = int(retained.nonzero()[0])
         raise UnlearningError(
-            f"the forget set holds {int(retained.sum())} images of retained classes, first image {first} of class"
+            f"the forget set holds {int(retained.sum())} images of retained classes, first image"
+            f" {row_of(dataset, first)} of class"
             f" {int(labels[first])}: keep only images of the classes {list(forget_ids)} to forget."
         )
     pictures = Pictures(dataset, image_column)
@@ -144,8 +145,8 @@ def read_forget_set(
         whole.append(_batch_pixels([image], processor, image_column))
         if whole[-1].shape != whole[0].shape:
             raise UnlearningError(
-                f"image {index} of column {image_column!r} becomes {_size(whole[-1])} pixels and image 0"
-                f" {_size(whole[0])}: give {ONE_SIZE}"
+                f"image {row_of(dataset, index)} of column {image_column!r} becomes {_size(whole[-1])} pixels and image"
+                f" {row_of(dataset, 0)} {_size(whole[0])}: give {ONE_SIZE}"
             )
         if views:
             trained.append(to_pixels(random_views(image, views, rng), processor))
@@ -197,9 +198,10 @@ def read_public_images(
     if not len(dataset):
         raise UnlearningError("public_dataset is empty: give images of the same kind, or leave it out.")
     _check_column(dataset, image_column)
-    alone, pixels = dataset.select_columns([image_column]), list[Tensor]()
-    for part in tqdm(torch.arange(len(alone)).split(READ_AT_ONCE), desc="Public images", disable=disable_progress):
-        images = [_decode(alone, image_column, i, mode(processor)) for i in part.tolist()]
+    pictures, pixels = Pictures(dataset, image_column), list[Tensor]()
+    _check_sources(pictures)
+    for part in tqdm(torch.arange(len(pictures)).split(READ_AT_ONCE), desc="Public images", disable=disable_progress):
+        images = [_decode(pictures, i, mode(processor)) for i in part.tolist()]
         pixels += _batch_pixels(images, processor, image_column)
         _check_size(pixels[-1], forget, "public_dataset")
     _check_apart(pixels, forget, "public_dataset")
@@ -240,13 +242,13 @@ def _check_sources(pictures: Pictures) -> None:
 
 
 def _unread(pictures: Pictures, index: int, why: str) -> UnlearningError:
-    what = f"image {index} of column {pictures.column!r} cannot be read"
+    what = f"image {row_of(pictures.dataset, index)} of column {pictures.column!r} cannot be read"
     return UnlearningError(f"{what} ({why}): remove or replace it.")
 
 
 def _check_column(dataset: Dataset, image_column: str) -> None:
     if image_column not in dataset.column_names:
-        columns = dataset.column_names
+        columns = columns_of(dataset)
         raise UnlearningError(f"there is no image column {image_column!r} among {columns}: give image_column_name.")
 
 

@@ -9,11 +9,15 @@ from datasets import ClassLabel, Dataset, Value
 from torch import Tensor
 
 from ..errors import UnlearningError
+from .names import Lookup, comparable, shown, written
+from .sources import TEXT, columns_of, replaced, row_of
 
 
 def model_labels(config) -> list[str]:
     """The model's label names in the order of their ids; refuses an id without one."""
     names = [config.id2label.get(i) for i in range(config.num_labels)]
+    if not names:
+        raise UnlearningError("the model's id2label is empty: give config.id2label a name for each of its classes.")
     if nameless := [i for i, name in enumerate(names) if not isinstance(name, str)]:
         raise UnlearningError(
             f"the model's id2label has no name for the id {nameless[0]}: give config.id2label all {len(names)} names."
@@ -34,11 +38,6 @@ def check_dataset(dataset, name: str) -> None:
 def distinct(names: Sequence[str]) -> list[str]:
     """Names with the id behind those that stand twice, such as ImageNet's two cranes."""
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
-
-
-def shown(names: Sequence[str], most: int = 30) -> str:
-    """Names for an error message, cut after ``most``."""
-    return ", ".join(map(repr, names[:most])) + (f", ... ({len(names) - most} more)" if len(names) > most else "")
 
 
 def resolve_classes(
@@ -62,7 +61,8 @@ def resolve_classes(
             "no class to forget was given: pass forget_classes, for example forget_classes=['cat'],"
             " or method='amun' for images whose classes stay."
         )
-    ids = sorted({_resolve_class(label, names, data_labels or {}) for label in requested})
+    lookup = Lookup(names)
+    ids = sorted({_resolve_class(label, names, lookup, data_labels or {}) for label in requested})
     if len(ids) == len(names):
         raise UnlearningError(
             f"all {len(names)} classes are to be forgotten: at least two must stay, so take some out of forget_classes."
@@ -70,28 +70,31 @@ def resolve_classes(
     return ids
 
 
-def _resolve_class(given: str | int, names: Sequence[str], data_labels: Mapping[str, int]) -> int:
+def _resolve_class(given: str | int, names: Sequence[str], lookup: Lookup, data_labels: Mapping[str, int]) -> int:
     label = str(given)
-    key, known = label.strip().casefold(), [name.casefold() for name in names]
-    ids = [i for i, name in enumerate(known) if name == key]
-    ids = ids or [i for i, name in enumerate(known) if key in map(str.strip, name.split(","))]
-    number = [int(key)] if not ids and key.isdecimal() and int(key) < len(names) else []
+    key = comparable(label)
+    ids = lookup.ids(label) or lookup.synonyms(label)
+    digits = key.isascii() and key.isdecimal() and len(key) < 10
+    number = [int(key)] if not ids and digits and int(key) < len(names) else []
     if len(ids) > 1:
         matches = shown([names[i] for i in ids])
-        raise UnlearningError(f"the label {label!r} is ambiguous: it matches {matches}. Give one in full, or its id.")
-    in_data = sorted({i for name, i in data_labels.items() if name.strip().casefold() == key})
+        raise UnlearningError(
+            f"the label {written(label)} is ambiguous: it matches {matches}. Give one in full, or its id."
+        )
+    in_data = sorted({i for name, i in data_labels.items() if comparable(name) == key})
     own = ids or (number if isinstance(given, int) else [])  # digits in text are the data's label before they are an id
     if in_data and len({*in_data, *own}) > 1:
-        readings = [f"{names[i]!r} by the data's labels" for i in in_data]
-        readings += [f"{names[i]!r} by the model's" for i in own]
+        readings = [f"{written(names[i])} by the data's labels" for i in in_data]
+        readings += [f"{written(names[i])} by the model's" for i in own]
         raise UnlearningError(
             f"the class {given!r} to forget has two readings, {' and '.join(readings)}: give the model's own label."
         )
     if not (ids := ids or in_data or number):
+        known = list(map(comparable, names))
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f" Did you mean {names[known.index(nearest[0])]!r}?" if nearest else ""
+        hint = f" Did you mean {written(names[known.index(nearest[0])])}?" if nearest else ""
         raise UnlearningError(
-            f"the model has no label {label!r}.{hint} Give one of its {len(names)} labels or an id from 0 to"
+            f"the model has no label {written(label)}.{hint} Give one of its {len(names)} labels or an id from 0 to"
             f" {len(names) - 1}: {shown(names)}."
         )
     return ids[0]
@@ -134,26 +137,41 @@ def reconcile_labels(
             )
         return ids
     if mapping is not None:
-        if missing := [name for name in dataset_names if name not in mapping]:
+        alike = {comparable(str(name)): name for name in mapping}
+        own = [name if name in mapping else alike.get(comparable(name)) for name in dataset_names]
+        if None in own:
+            missing = written(dataset_names[own.index(None)])
             raise UnlearningError(
-                f"the label mapping lacks the label {missing[0]!r}: give each of its {count} labels one of the model's."
+                f"the label mapping lacks the label {missing}: give each of its {count} labels one of the model's."
             )
-        return [_resolve_class(mapping[name], names, {}) for name in dataset_names]
-    keys, known = ([name.strip().casefold() for name in some] for some in (dataset_names, names))
-    if keys == known:
+        lookup = Lookup(names)
+        return [_resolve_class(mapping[key], names, lookup, {}) for key in own]
+    keys = list(map(comparable, dataset_names))
+    if keys == list(map(comparable, names)):
         return ids  # also where a name stands twice
     if list(names) == [f"LABEL_{i}" for i in ids]:
         _check_numbers(keys)
         return ids
-    by_name = {key: i for i, key in enumerate(known)}
-    if unfit := [i for i in ids if keys[i] not in by_name] or [i for i in ids if keys[i] in keys[:i]]:
-        problem = "is not one of the model's" if keys[unfit[0]] not in by_name else "stands twice"
-        raise UnlearningError(
-            f"the data set's label {dataset_names[unfit[0]]!r} {problem}. Data set ({count}):"
-            f" {shown(dataset_names, 8)}. Model ({len(names)}): {shown(names, 8)}. Give label_offset (for example 1 for"
-            " a background class) or a label mapping."
-        )
-    return [by_name[key] for key in keys]
+    return _by_name(dataset_names, names)
+
+
+def _by_name(dataset_names: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The model's id of each name; refuses one that is none of the model's, or that two classes of either share."""
+    lookup, problem, seen = Lookup(names), "", set[int]()
+    found = [lookup.ids(name) for name in dataset_names]
+    for name, ids in sorted(zip(dataset_names, found, strict=True), key=lambda pair: len(pair[1]) == 1):
+        if len(ids) != 1:
+            problem = "names several of the model's classes" if ids else "is not one of the model's"
+        elif ids[0] in seen:
+            problem = "stands twice"
+        if problem:
+            raise UnlearningError(
+                f"the data set's label {written(name)} {problem}. Data set ({len(dataset_names)}):"
+                f" {shown(dataset_names, 8)}. Model ({len(names)}): {shown(names, 8)}. Give label_offset (for example 1"
+                " for a background class) or a label mapping."
+            )
+        seen.add(ids[0])
+    return [ids[0] for ids in found]
 
 
 def _check_numbers(keys: Sequence[str]) -> None:
@@ -184,7 +202,7 @@ def data_labels(dataset: Dataset, label_column: str, names: Sequence[str], **rec
 def class_names(dataset: Dataset, label_column: str, option: str = "label_column_name") -> list[str] | None:
     """The ``ClassLabel`` names of a column, or None for plain integers; refuses any other. ``option`` names it."""
     if label_column not in dataset.column_names:
-        columns = dataset.column_names
+        columns = columns_of(dataset)
         raise UnlearningError(f"there is no label column {label_column!r} among {columns}: give {option}.")
     feature = dataset.features[label_column]
     if isinstance(feature, ClassLabel):
@@ -203,8 +221,9 @@ def label_ids(dataset: Dataset, label_column: str, mapping: Sequence[int], num_l
     that has no label, or one outside the model's classes."""
     held = dataset[label_column][:]
     if None in held:
+        row = row_of(dataset, held.index(None))
         raise UnlearningError(
-            f"image {held.index(None)} has no label in the column {label_column!r}: remove the image, or label it."
+            f"image {row} has no label in the column {label_column!r}: remove the image, or label it."
         )
     ids = [mapping[label] if 0 <= label < len(mapping) else None for label in held]
     for label, i in zip(held, ids, strict=True):
@@ -235,6 +254,23 @@ def wrong_labels(
     if there:
         wrong[there] = label_ids(dataset.select(there), column, ids, len(names))
     return wrong.masked_fill(torch.isin(wrong, torch.tensor(list(forget_ids))), -1)
+
+
+def with_named_labels(splits: Sequence[Dataset], column: str) -> list[Dataset]:
+    """Splits whose labels are texts with the ids of these names instead, sorted and the same in all; names that differ
+    in case, in blanks around them or in the coding of accents are one. Others, and an empty text, stay as they are."""
+    texts = [isinstance(f := d.features.get(column), Value) and f.dtype in TEXT for d in splits]
+    found = {text for d, is_text in zip(splits, texts, strict=True) if is_text for text in d.unique(column) if text}
+    first: dict[str, str] = {}
+    for text in sorted(found):
+        first.setdefault(comparable(text), text)
+    names = list(first.values())
+    ids = {key: i for i, key in enumerate(first)}
+    place = {text: ids[comparable(text)] for text in found}
+    return [
+        replaced(d, column, [place.get(text) for text in d[column][:]], ClassLabel(names=names)) if is_text else d
+        for d, is_text in zip(splits, texts, strict=True)
+    ]
 
 
 def rows_of_classes(dataset: Dataset, label_column: str, mapping: Sequence[int], ids: Sequence[int]) -> list[int]:

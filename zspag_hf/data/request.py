@@ -26,7 +26,9 @@ from torch import Tensor
 
 from ..errors import UnlearningError
 from ..parallel.processes import from_first
-from .labels import resolve_classes, rows_of_classes, shown
+from .labels import resolve_classes, rows_of_classes
+from .names import composed, shown, written
+from .sources import columns_of
 
 LEDGER = "unlearning"  # attribute of the model's config
 PRIVATE_NAME = "_request.json"
@@ -146,7 +148,7 @@ def _rows_by_index(count: int, indices: Sequence[int]) -> list[int]:
 
 def _rows_by_value(dataset: Dataset, column: str, values: Sequence[str | int]) -> list[int]:
     if column not in dataset.column_names:
-        columns = dataset.column_names
+        columns = columns_of(dataset)
         raise UnlearningError(f"there is no column {column!r} among {columns}: give one of them as forget_column.")
     feature = dataset.features[column]
     if isinstance(feature, ClassLabel):  # None or -1 stands for an image without a label
@@ -156,11 +158,12 @@ def _rows_by_value(dataset: Dataset, column: str, values: Sequence[str | int]) -
     else:
         held = type(feature).__name__
         raise UnlearningError(f"the column {column!r} holds {held}: give as forget_column one of text or numbers.")
-    wanted = {str(value) for value in values}
+    texts, wanted = [composed(text) for text in texts], {composed(str(value)) for value in values}
     for value in sorted(wanted.difference(texts)):
         near = difflib.get_close_matches(value, set(texts), n=1, cutoff=0.0)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnlearningError(f"no row of the column {column!r} holds {value!r}.{hint} Give a value that stands in it.")
+        hint = f" Did you mean {written(near[0])}?" if near else ""
+        told = f"no row of the column {column!r} holds {written(value)}.{hint}"
+        raise UnlearningError(f"{told} Give a value that stands in it.")
     return [row for row, text in enumerate(texts) if text in wanted]
 
 

@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,8 +13,31 @@ from datasets import Dataset, Image, Value
 from PIL import Image as PILImage
 
 STORED = Image(decode=False)
+ROW = "zspag_hf_row"  # column of a split's rows
 PARTS = {"bytes", "path"}
 TEXT, BINARY = ("string", "large_string"), ("binary", "large_binary")
+
+
+def replaced(dataset: Dataset, column: str, values: list | pa.ChunkedArray, feature: Any) -> Dataset:
+    """The data set with other values in a column, in its place; nothing is written to a cache."""
+    order, beside = dataset.column_names, f"{column} anew"
+    wider = dataset.add_column(beside, values, feature=feature).remove_columns(column)
+    return wider.rename_column(beside, column).select_columns(order)
+
+
+def numbered(split: Dataset) -> Dataset:
+    """A whole split whose images keep their row in it, for messages, whatever is selected of them."""
+    return split.add_column(ROW, list(range(len(split))))
+
+
+def row_of(dataset: Dataset, index: int) -> int:
+    """The row of an image in its split, as :func:`numbered` noted it, or else in the data set."""
+    return dataset.select_columns([ROW])[index][ROW] if ROW in dataset.column_names else index
+
+
+def columns_of(dataset: Dataset) -> list[str]:
+    """The columns that came with the data."""
+    return [name for name in dataset.column_names if name != ROW]
 
 
 def stored(dataset: Dataset, column: str) -> Dataset:
@@ -61,7 +85,7 @@ class Pictures:
     """
 
     def __init__(self, dataset: Dataset, column: str):
-        self.column, self.feature = column, dataset.features[column]
+        self.dataset, self.column, self.feature = dataset, column, dataset.features[column]
         self.rows = stored(dataset.select_columns([column]), column)
         self.fetched = fetched(dataset)
         self.problem = None if isinstance(self.rows.features[column], Image) else _misfit(self.feature)
@@ -119,8 +143,7 @@ def with_own_files(dataset: Dataset, column: str, own: Callable[[int, str], str]
         start, changed = start + len(chunk), changed or found != paths
     if not changed:
         return dataset
-    order, whole = dataset.column_names, pa.chunked_array(chunks)
-    return dataset.remove_columns(column).add_column(column, whole, feature=Image()).select_columns(order)
+    return replaced(dataset, column, pa.chunked_array(chunks), Image())
 
 
 def _misfit(feature: object) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.labels import model_labels
+from ..data.names import comparable
 from ..errors import UnlearningError, first_line
 from ..pipeline.classifier import PixelClassifier
 
@@ -60,7 +61,7 @@ def check_same_labels(config: Any, names: Sequence[str]) -> None:
         UnlearningError: other classes, or another order.
     """
     held, unnamed = model_labels(config), [f"LABEL_{i}" for i in range(len(names))]  # saved by a tool that drops names
-    if held not in (list(names), unnamed):
+    if held != unnamed and list(map(comparable, held)) != list(map(comparable, names)):
         raise UnlearningError(
             f"the labels of a model to compare with differ from the model's: {held[:5]} ... against"
             f" {names[:5]} ...: give one with the same classes in the same order, or set its config.id2label."

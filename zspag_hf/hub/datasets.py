@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetBuilder, get_dataset_config_names, load_dat
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.table import CastError
 
-from ..data.labels import shown
+from ..data.names import shown
 from ..errors import UnlearningError, first_line
 from .errors import CLIENT_ERRORS, reason
 from .layout import cache_root, settled
