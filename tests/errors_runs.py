@@ -37,6 +37,7 @@ from zspag_hf.trainer.output_dir import locked
 from zspag_hf.trainer.refusals import INSTEAD, check_processes
 
 RETRAIN = {"method": "retrain", "retain": images([0, 1, 3, 4], seed=9)}
+OXEN = ["ox, a", "ox, b", *NAMES[2:]]
 ENTRY = {"classes": [CAT], "date": "2026-01-01"}
 
 ONE = torch.ones(1, dtype=torch.long)
@@ -165,7 +166,7 @@ REQUESTS = [
     Case("a number that is no id", request(2.5), "'2.5'", "from 0 to 4"),
     Case(
         "an ambiguous class",
-        request(["ox"], lambda: tiny_model(names=["ox, a", "ox, b", *NAMES[2:]])),
+        request(["ox"], lambda: tiny_model(names=OXEN), forget=images([2] * 12, OXEN)),
         "'ox'",
         "its id",
     ),

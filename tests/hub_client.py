@@ -78,6 +78,11 @@ def online(cache, known):
     attempt("data old", data, "user/data", revision="old")
     attempt("data", data, "user/data")
     attempt("data test", data, "user/data", "test")
+    for name in ("pictures", "trains"):
+        attempt(f"data {name}", data, f"user/{name}")
+        attempt(f"data {name} test", data, f"user/{name}", "test")
+    for name in ("bare", "local", "reads"):
+        attempt(f"data {name}", data, f"user/{name}")
     attempt("data split", data, "user/lazy", "validation")
     attempt("data configs", data, "user/configs")
     attempt("data config", data, "user/configs", config_name="small")
@@ -102,6 +107,7 @@ def afterwards(cache):
     attempt("card", inherited_card, "user/model", hub())
     attempt("data", data, "user/data")
     attempt("data old", data, "user/data", revision="old")
+    attempt("data pictures", data, "user/pictures")
     attempt("data unknown", data, "user/unknown")
     return client.outcome
 

@@ -6,6 +6,7 @@ import json
 import socket
 
 import hub_client
+import pandas
 import pytest
 import torch
 from loopback_hub import LoopbackHub, read_folder
@@ -82,6 +83,21 @@ def fill(hub, folder):
     return commit
 
 
+def fill_pictures(hub):
+    """Image folders, and data that read elsewhere."""
+    file = io.BytesIO()
+    images([0])[0]["image"].save(file, "PNG")
+    for name, classes in {"pictures": ("cat", "dog"), "trains": ("test", "train")}.items():
+        paths = [f"{split}/{label}/{i}.png" for split in ("train", "test") for label in classes for i in range(2)]
+        hub.add_repo(f"user/{name}", dict.fromkeys(paths, file.getvalue()), kind="dataset")
+    for name, path in {"bare": f"{hub.url}/elsewhere.png", "local": __file__}.items():
+        table = io.BytesIO()
+        pandas.DataFrame({"image": [{"bytes": None, "path": path}], "label": [0]}).to_parquet(table)
+        hub.add_repo(f"user/{name}", {"train.parquet": table.getvalue()}, kind="dataset")
+    card = f"---\nconfigs:\n- config_name: a\n  data_files: {hub.url}/elsewhere.parquet\n---\n".encode()
+    hub.add_repo("user/reads", {"README.md": card, "train.parquet": parquet([0])}, kind="dataset")
+
+
 def fill_data(hub):
     train, test = parquet([0, 1, 2]), parquet([3, 4])
     both = {"data/train-00000-of-00001.parquet": train, "data/test-00000-of-00001.parquet": test}
@@ -96,6 +112,7 @@ def fill_data(hub):
     hub.add_repo("user/configs", parts, kind="dataset")
     hub.add_repo("user/script", {"script.py": b"1/0"}, kind="dataset")
     hub.add_repo("user/broken", {"train.parquet": train[: len(train) // 2]}, kind="dataset")
+    fill_pictures(hub)
     hub.add_repo("user/down", both, kind="dataset")
     hub.fail("/api/datasets/user/down", 503)
 
@@ -250,6 +267,16 @@ class TestData:
         assert online["data private, owner"] == [3, NAMES, [8, 8]]
         assert "the Hub has no such repository" in online["data private"]
 
+    def test_folders_of_images(self, online):
+        for split in ("", " test"):
+            assert online[f"data pictures{split}"] == [4, ["cat", "dog"], [8, 8]]
+            assert online[f"data trains{split}"] == [4, ["test", "train"], [8, 8]]
+
+    def test_nothing_elsewhere_is_read(self, online, hub):
+        assert "only an address" in online["data bare"] and "leads out of the data set" in online["data local"]
+        assert "outside of it" in online["data reads"]
+        assert not hub.asked("elsewhere")
+
     @pytest.mark.parametrize(
         "name, told",
         [
@@ -275,6 +302,7 @@ class TestWithoutTheHub:
             assert outcome["model"][2] == hub.commits("user/model")[-1].id and outcome["tag"][2] == hub.commit
             assert outcome["card"]["license"] == "apache-2.0"
             assert outcome["data"][0] == 3
+        assert afterwards[1]["data pictures"] == [4, ["cat", "dog"], [8, 8]], "the other has another HF_HOME"
 
     def test_data_of_another_commit_is_not_taken_instead(self, afterwards):
         """``datasets`` would: it takes what was loaded last."""

@@ -44,7 +44,8 @@ def written(name: str) -> str:
         return repr(name)
     letters = [c for c in name if c.isalpha()]
     words = {unicodedata.name(c, "?").split()[0] for c in letters}
-    odd = any(not c.isascii() and unicodedata.category(c)[0] in "MNPSZ" for c in name)
+    signs = [c for c in name if not c.isascii() and not c.isalpha()]
+    odd = any(unicodedata.category(c)[0] != "M" or unicodedata.name(c).startswith("COMBINING") for c in signs)
     mixed = len(words & SCRIPTS) > 1 or {"FULLWIDTH", "MATHEMATICAL"} & words
     return ascii(name) if odd or mixed or name != composed(name) or TWINS.issuperset(letters) else repr(name)
 

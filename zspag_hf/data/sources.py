@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 STORED = Image(decode=False)
 ROW = "zspag_hf_row"  # column of a split's rows
+IMAGE_FOLDER = "imagefolder"  # what ``datasets`` calls images that came as files
 PARTS = {"bytes", "path"}
 TEXT, BINARY = ("string", "large_string"), ("binary", "large_binary")
 
@@ -74,7 +75,7 @@ def fetched(dataset: Dataset) -> bool:
     """Whether the table behind a data set came from elsewhere, and is no folder of images that came with it: then no
     path in it is one of this machine."""
     addresses = any(map(is_address, dataset.info.download_checksums or {}))
-    return addresses and dataset.info.builder_name != "imagefolder"
+    return addresses and dataset.info.builder_name != IMAGE_FOLDER
 
 
 class Pictures:

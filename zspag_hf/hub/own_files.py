@@ -8,12 +8,11 @@ from pathlib import Path
 import datasets
 import yaml
 from datasets import Dataset, DatasetBuilder, Image, Value
-from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from ..data.sources import BINARY, PARTS, TEXT, file_of, is_address, why_not, with_own_files
+from ..data.sources import BINARY, IMAGE_FOLDER, PARTS, TEXT, file_of, is_address, why_not, with_own_files
 from .card import check_nesting
 from .layout import cache_root
 from .repository import Files, refusal
@@ -85,22 +84,22 @@ def with_sources_checked(dataset: Dataset, builder: DatasetBuilder, files: Files
     if (isinstance(held, dict) and {*held} <= PARTS) or (isinstance(held, Value) and held.dtype in (*TEXT, *BINARY)):
         dataset = dataset.cast_column(image_column, Image())
     known = {path for paths in (builder.config.data_files or {}).values() for path in paths}
-    roots = [os.path.realpath(root) for root in own_roots(builder, files)]
+    roots = [os.path.realpath(root) for root in own_roots(dataset, files)]
     for column, feature in dataset.features.items():
         if isinstance(feature, Image):
             dataset = with_own_files(dataset, column, partial(own_file, files, column, roots, known))
     return dataset
 
 
-def own_roots(builder: DatasetBuilder, files: Files) -> list[str]:
-    """The folders in which files of the data set lie: its own, or where what it downloads and unpacks is kept. Rows of
-    tables have no download."""
-    roots = [os.path.abspath(files.folder)] if files.commit is None else []
-    if not isinstance(builder, FolderBasedBuilder):
-        return roots
+def own_roots(dataset: Dataset, files: Files) -> list[str]:
+    """The folders in which files of the data set lie: its own, or where its repository is kept; for images that came as
+    files also where they are unpacked."""
+    roots = [os.path.abspath(files.folder)]
     if files.commit is not None:
         kept = repo_folder_name(repo_id=files.name, repo_type="dataset")
-        roots += [os.path.join(cache, kept) for cache in (files.hub.cache_dir, constants.HF_HUB_CACHE) if cache]
+        roots = [os.path.join(cache, kept) for cache in (files.hub.cache_dir, constants.HF_HUB_CACHE) if cache]
+    if dataset.info.builder_name != IMAGE_FOLDER:
+        return roots
     unpacked = os.path.join(files.hub.cache_dir or str(datasets.config.HF_DATASETS_CACHE), "downloads")
     return [*roots, unpacked, cache_root(files)]
 
