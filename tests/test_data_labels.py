@@ -228,6 +228,19 @@ class TestLabelsAsTexts:
         large = data.cast_column("label", Value("large_string"))
         assert with_named_labels([large], "label")[0]["label"][:] == [1, 0]
 
+    def test_ids_with_a_gap(self, tmp_path):
+        pandas.DataFrame({"label": [1, None, 2]}).to_parquet(tmp_path / "a.parquet")
+        data = Dataset.from_parquet(str(tmp_path / "a.parquet"), cache_dir=str(tmp_path))
+        assert data.features["label"].dtype == "float64"
+        named = with_named_labels([data], "label")[0]
+        assert named["label"][:] == [1, None, 2] and named.features["label"].dtype == "int64"
+
+    @pytest.mark.parametrize("odd", [0.5, float("inf")])
+    def test_other_numbers_with_a_point_stay_and_are_refused(self, odd):
+        data = with_named_labels([Dataset.from_dict({"label": [1.0, odd]})], "label")[0]
+        with pytest.raises(UnlearningError, match="holds float64"):
+            class_names(data, "label")
+
     def test_numbers_and_other_columns_stay(self):
         data = images([1, 2])
         assert with_named_labels([data], "label") == [data] and with_named_labels([data], "none") == [data]

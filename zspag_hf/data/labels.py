@@ -258,7 +258,9 @@ def wrong_labels(
 
 def with_named_labels(splits: Sequence[Dataset], column: str) -> list[Dataset]:
     """Splits whose labels are texts with the ids of these names instead, sorted and the same in all; names that differ
-    in case, in blanks around them or in the coding of accents are one. Others, and an empty text, stay as they are."""
+    in case, in blanks around them or in the coding of accents are one. An empty text is no label, nor is a missing one
+    among ids, which pandas writes as numbers with a point. Other labels stay as they are."""
+    splits = [_whole(split, column) for split in splits]
     texts = [isinstance(f := d.features.get(column), Value) and f.dtype in TEXT for d in splits]
     found = {text for d, is_text in zip(splits, texts, strict=True) if is_text for text in d.unique(column) if text}
     first: dict[str, str] = {}
@@ -271,6 +273,16 @@ def with_named_labels(splits: Sequence[Dataset], column: str) -> list[Dataset]:
         replaced(d, column, [place.get(text) for text in d[column][:]], ClassLabel(names=names)) if is_text else d
         for d, is_text in zip(splits, texts, strict=True)
     ]
+
+
+def _whole(dataset: Dataset, column: str) -> Dataset:
+    feature = dataset.features.get(column)
+    if not isinstance(feature, Value) or feature.dtype not in ("float32", "float64"):
+        return dataset
+    held = [None if value is None or value != value else value for value in dataset[column][:]]
+    if not all(value is None or float(value).is_integer() for value in held):
+        return dataset
+    return replaced(dataset, column, [None if value is None else int(value) for value in held], Value("int64"))
 
 
 def rows_of_classes(dataset: Dataset, label_column: str, mapping: Sequence[int], ids: Sequence[int]) -> list[int]:

@@ -46,35 +46,41 @@ def load_split(
         raise refusal(files, f"it is made by a script ({script}), which is not run. {FORMATS}")
     if files.listed & {"state.json", "dataset_dict.json"}:
         raise refusal(files, "save_to_disk wrote it. Write each split by to_parquet('train.parquet') instead.")
-    if files.commit is None:
-        where = {"path": os.path.abspath(files.folder)}  # whole, as "csv" is also a format
-    else:
-        where = {"path": files.name, "revision": files.commit} | ({"token": hub.token} if hub.token else {})
-    try:
-        explicit = checked_card(files)
-        cache = cache_root(files) if files.commit is None else hub.cache_dir
-        builder = load_dataset_builder(**where, name=config_name, cache_dir=cache)
-    except UnlearningError:
-        raise
-    except DATA_ERRORS as error:
-        why = _wrong_config(where, config_name) if isinstance(error, ValueError) else None
-        raise refusal(files, why or _because(error)) from error
-    check_commit(files, builder)
-    builder = settled(builder, files, explicit)
+    builder = _found(files, config_name)
     splits = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
     if split not in splits:
         raise refusal(files, f"it has no split {split!r}, only {shown(splits)}. Give one of them.")
     try:
         builder.download_and_prepare()
-        dataset = builder.as_dataset(split=split)
+        return with_sources_checked(builder.as_dataset(split=split), builder, files, image_column)
+    except UnlearningError:
+        raise
     except DATA_ERRORS as error:
         raise refusal(files, _because(error)) from error
-    return with_sources_checked(dataset, builder, files, image_column)
 
 
 def hub_id(name: str | None) -> str | None:
     """The id of data on the Hub; None for a folder, whose path is nobody's business."""
     return None if name is None or os.path.exists(name) else name
+
+
+def _found(files: Files, config_name: str | None) -> DatasetBuilder:
+    """What reads a data set: its own files alone, each in its own split; nothing of them is read yet."""
+    if files.commit is None:
+        where = {"path": os.path.abspath(files.folder)}  # whole, as "csv" is also a format
+    else:
+        where = {"path": files.name, "revision": files.commit} | ({"token": files.hub.token} if files.hub.token else {})
+    try:
+        explicit = checked_card(files)
+        cache = cache_root(files) if files.commit is None else files.hub.cache_dir
+        builder = load_dataset_builder(**where, name=config_name, cache_dir=cache)
+        check_commit(files, builder)
+        return settled(builder, files, explicit)
+    except UnlearningError:
+        raise
+    except DATA_ERRORS as error:
+        why = _wrong_config(where, config_name) if isinstance(error, ValueError) else None
+        raise refusal(files, why or _because(error)) from error
 
 
 def check_commit(files: Files, builder: DatasetBuilder) -> None:
