@@ -1,6 +1,11 @@
 """Test images that are images to forget: left out, told, and no score that needs others is made of them."""
 
+import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +74,40 @@ def test_the_others_are_scored_as_they_are_alone(alone, kind):
     for name, row in alone.models.items():
         for score, value in (row or {}).items():
             assert report.models[name][score] == (value if value is None else pytest.approx(value, abs=1e-6)), score
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_two_processes_leave_out_the_same_images(tmp_path):
+    """In batches of four, so that each has several: rows of the table are told in the order of the images."""
+    (tmp_path / "job.py").write_text(
+        "import json, os, sys\nimport torch\nimport test_apart as T\ntorch.set_num_threads(1)\n"
+        "report = T.mixed()\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    json.dump([report.models, report.images, report.relearning], open(sys.argv[1], 'w'))\n"
+    )
+    tests = Path(__file__).parent
+    paths = f"{tests}{os.pathsep}{tests.parent}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launcher, str(tmp_path / "job.py"), str(tmp_path / "two.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with pytest.warns(UserWarning, match="3 of 31 test images"):
+        one = mixed()
+    models, counts, curves = json.loads((tmp_path / "two.json").read_text())
+    assert counts == one.images and curves == one.relearning
+    for name, row in one.models.items():
+        for score, value in (row or {}).items():
+            assert models[name][score] == (value if value is None else pytest.approx(value, abs=1e-5)), (name, score)
+
+
+def mixed():
+    """An evaluation with forget images here and there among the test images, in small batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zspag_hf.evaluation.table.IMAGES_AT_ONCE", 4)
+        held = [FORGET.select([3]), RETAINED.select(range(11)), FORGET.select([5, 0]), RETAINED.select(range(11, 20))]
+        return evaluated(*held, OTHERS)
 
 
 def test_nothing_but_forget_images_is_refused():
