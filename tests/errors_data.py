@@ -75,6 +75,14 @@ def in_two_splits(folder: Path) -> None:
     (folder / "train.parquet").rename(folder / "train-test.parquet")
 
 
+def two_colons(folder: Path) -> None:
+    (folder / "train.parquet").unlink()
+    for name in ("a::b", "c"):
+        (folder / "train" / name).mkdir(parents=True)
+        GOOD.save(folder / "train" / name / "1.png")
+    (folder / "test.parquet").unlink()
+
+
 def splits_in_classes(folder: Path) -> None:
     for split in ("train", "test"):
         (folder / f"{split}.parquet").unlink()
@@ -290,6 +298,7 @@ FOLDERS = [
         "an unknown configuration", read(config_name="big"), "'big'", "Give one of them", some_data(two_configurations)
     ),
     Case("a file in two splits", read(), "'train-test.parquet'", "'data_files'", some_data(in_two_splits)),
+    Case("a folder of two colons", read(), "a::b", "Rename it", some_data(two_colons)),
     Case("splits in classes", read(), "'cat/test'", "give train/cat/1.png", some_data(splits_in_classes)),
     Case(
         "a row that is an address", read(), "'https://a/b.png'", "Store its bytes", some_data(bare("https://a/b.png"))

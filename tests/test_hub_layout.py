@@ -120,6 +120,12 @@ class TestClassesCalledLikeSplits:
         images([0, 1]).to_parquet(root / "train" / "train-1" / "part.parquet")
         assert len(load()) == 2
 
+    @pytest.mark.parametrize("path", ["train/a::b/1.png", "train/cat/a::b.png", "a::b/1.png"])
+    def test_a_name_that_would_be_passed_over_is_refused(self, root, load, path):
+        make(root, path, "train/cat/1.png", "train/dog/1.png")
+        with pytest.raises(UnlearningError, match="holds '::'.*Rename it"):
+            load()
+
     def test_splits_within_classes_are_refused(self, root, load):
         make(root, "cat/train/1.png", "cat/test/1.png", "dog/train/1.png")
         with pytest.raises(UnlearningError, match=r"'cat/test'.*give train/cat/1.png"):

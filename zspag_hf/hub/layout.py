@@ -32,7 +32,8 @@ def settled(builder: DatasetBuilder, files: Files, explicit: bool) -> DatasetBui
         builder: as ``datasets`` found it. explicit: the data set's card names the files of each split.
 
     Raises:
-        UnlearningError: a file that belongs to two splits, or splits inside the folders of classes.
+        UnlearningError: a file that belongs to two splits or would be passed over, or splits inside the folders of
+            classes.
     """
     found = builder.config.data_files
     if not found:
@@ -41,6 +42,8 @@ def settled(builder: DatasetBuilder, files: Files, explicit: bool) -> DatasetBui
     chosen = chosen or without_repeats(found, files, explicit)
     if files.commit is not None and chosen == {split: list(paths) for split, paths in found.items()}:
         return builder  # its cache is keyed by the commit
+    if files.commit is None and (odd := next((p for paths in chosen.values() for p in paths if "::" in p), None)):
+        raise refusal(files, f"its path {odd!r} holds '::', which stands for an archive, and is left out. Rename it.")
     marks = {path: (fingerprint(path, files.commit),) for paths in chosen.values() for path in paths}
     key = hashlib.sha256(repr([(split, [(p, marks[p]) for p in paths]) for split, paths in chosen.items()]).encode())
     listed = {split: DataFilesList(paths, [marks[path] for path in paths]) for split, paths in chosen.items()}
