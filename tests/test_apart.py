@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import concatenate_datasets
-from tiny import images, tiny_model, tiny_processor
+from tiny import images, tiny_model, tiny_processor, trainer
 
 from zspag_hf import UnlearningError, evaluate_unlearning
 from zspag_hf.evaluation.table import digests
@@ -37,7 +37,7 @@ def evaluated(*tests, forget=FORGET, classes=("cat",)):
             concatenate_datasets(list(tests)),
             list(classes),
             processing_class=tiny_processor(),
-            disable_progress=False,
+            disable_progress=True,
         )
 
 
@@ -108,6 +108,17 @@ def mixed():
         patch.setattr("zspag_hf.evaluation.table.IMAGES_AT_ONCE", 4)
         held = [FORGET.select([3]), RETAINED.select(range(11)), FORGET.select([5, 0]), RETAINED.select(range(11, 20))]
         return evaluated(*held, OTHERS)
+
+
+def test_a_run_says_the_same_of_its_own_metrics(tmp_path):
+    tests = concatenate_datasets([RETAINED, FORGET])
+    run = trainer(tmp_path, forget=FORGET, test=tests, method="random_labels", max_steps=2)
+    run.train()
+    with pytest.warns(UserWarning, match="12 of 32 test images"):
+        metrics = run.evaluate()
+    assert "eval_acc_ut" not in metrics and "eval_acc_cat" not in metrics
+    assert metrics["eval_acc_rt"] == pytest.approx(run.report.models["unlearned"]["acc_rt"])
+    assert run.report.models["unlearned"]["acc_ut"] is None
 
 
 def test_nothing_but_forget_images_is_refused():

@@ -73,6 +73,13 @@ class EvalDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.__getitems__([index])[0]
 
+    def only(self, kept: Tensor) -> "EvalDataset":
+        """The images of a mask ``(N,)`` bool; itself where it is all of them."""
+        if kept.all():
+            return self
+        rows = kept.nonzero().squeeze(1).tolist()
+        return EvalDataset(self.dataset.select(rows), self.processor, self.labels[kept], self.image_column)
+
 
 def labelled_dataset(
     dataset: Dataset,

@@ -12,9 +12,9 @@ from ..metrics.rows import FORGET, TEST_FORGOTTEN, TEST_RETAINED
 from .table import Table
 
 
-def without_forget_images(table: Table, quiet: bool) -> tuple[Table, Tensor]:
+def without_forget_images(table: Table, aloud: bool) -> tuple[Table, Tensor]:
     """The table without test images that are forget images, and which test images stay, ``(T,)`` bool in their order;
-    how many go is told, unless ``quiet``.
+    how many go is told, if ``aloud``.
 
     Raises:
         UnlearningError: no test image of a retained class would stay.
@@ -30,7 +30,7 @@ def without_forget_images(table: Table, quiet: bool) -> tuple[Table, Tensor]:
             f"all test images of retained classes are among the {same.sum()} that are images to forget: give test"
             " images that nobody trained on."
         )
-    if not quiet:
+    if aloud:
         left = len(table.rows(TEST_FORGOTTEN))
         warnings.warn(
             f"{same.sum()} of {len(same)} test images are images to forget, pixel by pixel: they are left out, and"

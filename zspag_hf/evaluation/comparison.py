@@ -168,7 +168,7 @@ class Comparison:
         given = {TEST: self.test, FORGET: self.forget, RETAIN: self.kept, VIEWS: self.views, NEIGHBOURS: beside}
         parts = {name: part for name, part in given.items() if part is not None and len(part)}
         table = gather_table(self.models, parts, self.forget_ids, self.accelerator, self.heads, self.quiet)
-        table, self.apart = without_forget_images(table, self.quiet)
+        table, self.apart = without_forget_images(table, self.accelerator.is_main_process)
         if self.forget_ids:
             table.logits["masked"] = table.logits["original"].copy()
             table.logits["masked"][:, self.forget_ids] = -np.inf

@@ -313,7 +313,8 @@ class UnlearningTrainer(SavingTrainer):
         Returns:
             ``eval_acc_rt``, ``eval_acc_ut`` (means over classes), their ``_micro`` forms (over images), one
             ``eval_acc_<label>`` a class (forgotten classes alone beyond 100), in [0, 1], the usual loss and speeds, and
-            what ``compute_metrics`` says; with the data set's name in front where there are several.
+            what ``compute_metrics`` says; with the data set's name in front where there are several. Those of the
+            report's data set are without test images that are images to forget.
 
         Raises:
             UnlearningError: no eval data, retain data of forgotten classes, or a model with other classes.
@@ -334,17 +335,16 @@ class UnlearningTrainer(SavingTrainer):
                 f"a comparison with {', '.join(given)} follows a training: call train() first, or evaluate_unlearning"
                 " for models that other tools made."
             )
-        report, comparison = None if self.is_in_train else self.report, None
-        if report is not None:
+        if (report := None if self.is_in_train else self.report) is not None:
             compared = (next(iter(tests.values())), None if retain is None else self.inputs.labelled(retain))
             comparison = compare_trained(self.run, self.original, self.accelerator, *compared, retrained, beside, level)
-        metrics: dict[str, float] = {}
-        for name, one in tests.items():
-            metrics |= super().evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
-        if report is not None and comparison is not None:
             with self.run.timed("evaluation"):
                 self.table = comparison.run(report)
                 report.projection = project(self.run, self.table) if level == "full" else None
+            tests |= {name: one.only(comparison.apart) for name, one in [*tests.items()][:1]}
+        metrics: dict[str, float] = {}
+        for name, one in tests.items():
+            metrics |= super().evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}" if name else metric_key_prefix)
         return metrics
 
     def predict(self, test_dataset: Data, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
