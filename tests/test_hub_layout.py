@@ -123,7 +123,7 @@ class TestClassesCalledLikeSplits:
     @pytest.mark.parametrize("path", ["train/a::b/1.png", "train/cat/a::b.png", "a::b/1.png"])
     def test_a_name_that_would_be_passed_over_is_refused(self, root, load, path):
         make(root, path, "train/cat/1.png", "train/dog/1.png")
-        with pytest.raises(UnlearningError, match="holds '::'.*Rename it"):
+        with pytest.raises(UnlearningError, match=r"holds '::'.*Rename it"):
             load()
 
     def test_splits_within_classes_are_refused(self, root, load):

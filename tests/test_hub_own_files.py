@@ -9,11 +9,12 @@ import urllib.request
 import pandas
 import pyarrow.parquet
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, List, Value
 from test_hub_card import MERGED, NEST
 from tiny import NAMES, images, tiny_processor
 
-from zspag_hf.data.images import labelled_dataset, read_forget_set
+from zspag_hf.data.images import labelled_dataset, read_forget_set, read_public_images
 from zspag_hf.errors import UnlearningError
 from zspag_hf.hub.datasets import load_split
 from zspag_hf.hub.models import HubOptions
@@ -213,8 +214,10 @@ class TestCards:
 class TestObjects:
     """Data sets that are given as such, whose folder is not known."""
 
-    @pytest.fixture(params=["forget", "test"])
+    @pytest.fixture(params=["forget", "test", "public"])
     def read(self, request):
+        if request.param == "public":
+            return lambda data: read_public_images(data, tiny_processor(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
         if request.param == "test":
             return lambda data: labelled_dataset(data, tiny_processor(), NAMES)
         return lambda data: read_forget_set(data, tiny_processor(), [2], range(5), 5)
