@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import torch
 from huggingface_hub.utils import close_session
 
+from zspag_hf.data.sources import Pictures
 from zspag_hf.errors import UnlearningError
 from zspag_hf.hub.datasets import load_split
 from zspag_hf.hub.models import HubOptions, inherited_card, load_classifier, load_processor, source_of
@@ -50,7 +51,7 @@ class Client:
     def data(self, id, split="train", config_name=None, **options):
         """Number of rows, label names, size of the first image."""
         rows = load_split(id, split, config_name=config_name, hub=self.hub(**options))
-        return [len(rows), rows.features["label"].names, list(rows[0]["image"].size)]
+        return [len(rows), rows.features["label"].names, list(Pictures(rows, "image")[0].size)]
 
 
 def online(cache, known):
