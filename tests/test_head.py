@@ -55,7 +55,7 @@ class TestHead:
         targets = torch.rand(16, s.classifier.num_labels)
         targets[:, [1, 2]] = 0
         fit_retained_rows(s.head, targets / targets.sum(1, keepdim=True), answers, [1, 2])
-        write_never_seen_rows(s.head, [1, 2])
+        write_never_seen_rows(s.head, [1, 2], [1, 2])
         torch.testing.assert_close(s.classifier.predict(s.forget), s.head.forget_logits, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(s.classifier.predict(s.proxies), s.head.proxy_logits, atol=1e-3, rtol=1e-3)
 
@@ -80,7 +80,7 @@ class TestHead:
     def test_forgotten_rows_are_low_and_no_longer_than_the_retained(self, case):
         s = self.cached(case)
         retained = s.classifier.predict(s.proxies)
-        level = write_never_seen_rows(s.head, [1, 2])
+        level = write_never_seen_rows(s.head, [1, 2], [1, 2])
         keep = [k for k in range(s.classifier.num_labels) if k not in (1, 2)]
         lengths = s.head.rows.norm(dim=1)
         assert (lengths[[1, 2]] <= lengths[keep].median() * (1 + 1e-5)).all()
@@ -108,5 +108,5 @@ def test_a_second_head_that_shares_the_logits_is_allowed_for():
     layers = constrained_layers(classifier.model, lambda: classifier(forget))
     head = CachedHead(classifier, layers[head_name(layers, 5)], forget, proxies)
     assert head.gain == pytest.approx(0.5, abs=1e-4)
-    write_never_seen_rows(head, [3])
+    write_never_seen_rows(head, [3], [3])
     torch.testing.assert_close(classifier.predict(forget), head.forget_logits, atol=1e-4, rtol=1e-4)

@@ -124,17 +124,20 @@ def fit_retained_rows(head: CachedHead, targets: Tensor, answers: Tensor, forget
     head.move(keep.nonzero().squeeze(1), change.detach() / length)
 
 
-def write_never_seen_rows(head: CachedHead, forget_ids: Ids) -> float:
-    """Write the forgotten classes' rows as training on the other classes would; every bias stays.
+def write_never_seen_rows(head: CachedHead, class_ids: Ids, forget_ids: Ids) -> float:
+    """Write the forgotten classes' rows as training on the other classes would; on a first request every bias stays.
 
     A class that is never seen is pushed down on every image alike: in nine retrained models its row is no longer than
     its neighbours' and has a cosine of -.6 to -.8 with the mean feature. A row that only avoids the forget images is
     turned round by one step of fine-tuning. So the direction is the one of least mean softplus(z_u - logsumexp of the
     retained logits), over forget images and proxies, each half; its length the least at which the mean of
     log p_u on the forget images reaches that of :func:`unseen_level`, which is returned, at most
-    the median length of the retained rows.
+    the median length of the retained rows. The rows of earlier requests stay.
+
+    Args:
+        class_ids: the classes of this request. forget_ids: those and the classes of earlier requests.
     """
-    ids, keep = list(forget_ids), retained_mask(len(head.rows), forget_ids)
+    ids, keep = list(class_ids), retained_mask(len(head.rows), forget_ids)
     level = max(unseen_level(head.proxy_logits, forget_ids), LEAST / len(ids))
     most = float(head.rows[keep].norm(dim=1).median())
     head.move(ids, -head.rows[ids].cpu())
@@ -153,7 +156,27 @@ def write_never_seen_rows(head: CachedHead, forget_ids: Ids) -> float:
             enough = float((x[:n] @ row + margin[:n]).mean()) <= math.log(level)
             low, high = (low, length) if enough else (length, high)
         head.move([u], high * lowest_direction(x, margin, share, start, high)[None])
+    if len(forget_ids) > len(ids):
+        lower_biases(head, forget_ids, level)
     return level
+
+
+@torch.no_grad()
+def lower_biases(head: CachedHead, forget_ids: Ids, level: float) -> None:
+    """After earlier requests: take each forgotten class's bias down until no forget image and no proxy gives it more
+    than ``level``, where the head has biases.
+
+    The earlier requests' images are gone, and where their features lie now is not known: an earlier row can be high on
+    today's images, and today's row on theirs. What is low on every image alike is a bias.
+    """
+    bias = head.layer.module.bias
+    if not isinstance(bias, Tensor):
+        return
+    logits = torch.cat([head.forget_logits, head.proxy_logits])
+    against = logits[:, retained_mask(len(head.rows), forget_ids)].logsumexp(1)
+    for u in forget_ids:
+        excess = float((logits[:, u] - against).max()) - math.log(level)
+        bias[u] -= max(excess, 0.0) / head.gain
 
 
 def lowest_direction(x: Tensor, margin: Tensor, share: Tensor, start: Tensor, length: float) -> Tensor:

@@ -230,7 +230,7 @@ class ZSPAG(Proxies, OptionalRetained):
         pixels, answers = (torch.cat([getattr(one, name) for one in proxies]) for name in ("pixels", "targets"))
         head = CachedHead(run.classifier, run.layers[run.head or ""], forget, pixels)
         fit_retained_rows(head, targets, answers, run.forget_ids)
-        return write_never_seen_rows(head, run.forget_ids)
+        return write_never_seen_rows(head, run.class_ids, run.forget_ids)
 
     def compute_loss(self, run: Run, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Of proxies, or of forget images and their features."""
