@@ -114,6 +114,7 @@ def run(report: UnlearningReport, random, layers: int) -> None:
         "whole_network_steps": 20,
         "forget_probability": [0.9, 0.7, 0.001],
         "proxy_kl": 0.004,
+        "whole_proxy_kl": 0.003,
         "proxy_budget": 0.01,
         "steps": 20,
         "forgotten": True,

@@ -84,7 +84,9 @@ class TestControl:
         assert scales[0] == 1 and scales == sorted(scales, reverse=True) and 0 < scales[-1] < 1e-3
         assert scales[50] == pytest.approx(0.5)
 
-    @pytest.mark.parametrize(("cost", "way"), [(0.01, 1.0), (0.03, 0.5), (0.1, 0.25), (1e9, 0.0), (float("nan"), 0.0)])
+    @pytest.mark.parametrize(
+        ("cost", "way"), [(0.01, 1.0), (0.015, 0.75), (0.03, 0.5), (0.1, 0.25), (1e9, 0.0), (float("nan"), 0.0)]
+    )
     def test_it_goes_back_as_far_as_the_proxies_ask(self, cost, way):
         run = Scripted(lambda w: cost * w**2 if w else 0.0)
         run.end(1.0)

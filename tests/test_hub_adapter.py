@@ -120,7 +120,7 @@ def test_forgets_within_the_proxy_budget_by_default(name, tmp_path):
     before = forgotten()
     trainer.train()
     assert before > 0.2 and forgotten() < before / 2
-    assert trainer.report.choice["proxy_kl"] <= trainer.report.choice["proxy_budget"]
+    assert trainer.report.choice["whole_proxy_kl"] <= trainer.report.choice["proxy_budget"]
     assert trainer.run.head.startswith("module.classifier")
     if name == "vgg_bn":
         trainer.evaluate(images([0, 1, 2, 3, 4] * 2, size=SIDE), retrained=adapted(NETWORKS[name]()))

@@ -160,7 +160,7 @@ class TestDefaultRun:
         after = run.run.classifier.predict(run.run.forget.pixels).softmax(1)[:, 2].mean()
         choice = run.report.choice
         assert after < default.before
-        assert choice["proxy_kl"] <= choice["proxy_budget"]
+        assert choice["whole_proxy_kl"] <= choice["proxy_budget"]
         assert run.report.curve[0]["step"] == 0 and run.report.curve[-1]["step"] == choice["steps"]
 
     def test_what_it_chose_stands_in_its_own_copies_and_in_the_report_alone(self, default):

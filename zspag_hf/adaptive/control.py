@@ -17,7 +17,7 @@ from ..pipeline.layers import Layers
 from .held_out import HeldOut, Reading
 
 LOOK = 10  # steps between two readings
-BACK = (1.0, 0.5, 0.25, 0.125, 0.0)  # shares of the whole way that are tried at the end
+BACK = (1.0, 0.75, 0.5, 0.25, 0.125, 0.0)  # shares of the whole way that are tried at the end
 
 
 class AdaptiveControl(TrainerCallback, ExportableState):
@@ -112,6 +112,7 @@ class AdaptiveControl(TrainerCallback, ExportableState):
             "way": self.way,
             "whole_network_steps": deep["step"] if self.way else 0,
             "forget_probability": [entry["forget_probability"] for entry in (first, deep, end)],
+            "whole_proxy_kl": deep["proxy_kl"],
             "proxy_kl": end["proxy_kl"],
             "target_js": end["target_js"],
             "steps": end["step"],

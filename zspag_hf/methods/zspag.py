@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,7 +77,7 @@ class ZSPAG(Proxies, OptionalRetained):
         0.9, "Share of the proxies' energy that sets the damping, in (0, 1].", above=0, most=1
     )
     proxy_budget: float = option(
-        0.1, "How far outputs on held-out confident proxies may move: mean KL in nats, over retained classes.", above=0
+        0.03, "How far outputs on held-out proxies may move: mean KL in nats, over retained classes.", above=0
     )
     proxy_weight: float = option(
         100.0, "Weight of keeping the original outputs on training proxies; 0 for none.", least=0
@@ -161,8 +162,8 @@ class ZSPAG(Proxies, OptionalRetained):
     def gather(
         self, run: Run, parts: tuple[Tensor, Tensor], logits: Tensor, wrong: Tensor | None
     ) -> tuple[ProxySet, ProxySet, ProxySet, dict[str, Any]]:
-        """Training proxies as they cross and confident ones, confident judges, and what the report says of real images,
-        which stand beside the confident ones.
+        """Training proxies as they cross and confident ones, judges of both kinds, and what the report says of real
+        images, which stand beside the confident ones.
 
         Args:
             parts: rows of the forget images that train and that judge. logits: ``(N, C)``, the original's on all.
@@ -171,13 +172,13 @@ class ZSPAG(Proxies, OptionalRetained):
         train, held = parts
         share = self.holdout_share / (1 - self.holdout_share)
         crossed = gather_proxies(run, self, train, logits=logits[train])
-        judges = gather_proxies(run, self, held, share=share, name="held_out_proxies", logits=logits[held])
+        near = gather_proxies(run, self, held, share=share, name="held_out_proxies", logits=logits[held])
         known = run.forget.labels if wrong is None else torch.where(wrong < 0, run.forget.labels, wrong)
         sure = logits.softmax(1).gather(1, known[:, None]).squeeze(1)
         real = gather_real(run, self.holdout_share)
         clear = real.training.beside(self.raised(run, "confident_proxies", crossed, sure), run.seed)
-        judges = real.judging.beside(self.raised(run, "held_out_confident_proxies", judges, sure), run.seed)
-        return crossed, clear, judges, real.facts
+        far = real.judging.beside(self.raised(run, "held_out_confident_proxies", near, sure), run.seed)
+        return crossed, clear, joined(far, near), real.facts
 
     def gather_targets(self, run: Run, wrong: Tensor | None) -> Tensor:
         """The stage "targets": ``(N, C)`` of the forget images."""
@@ -219,7 +220,11 @@ class ZSPAG(Proxies, OptionalRetained):
         return kept.features[:, : run.layers[run.head or ""].d_in]
 
     def set_goal(self, run: Run, plan: Plan, targets: Tensor, labels: Tensor) -> None:
-        """The scatter at which the depth term rests."""
+        """The scatter at which the depth term rests; where no class has two images, any: views of one image are alike
+        in a retrained model too."""
+        self.goal = math.inf
+        if int(run.forget.image_labels.bincount().max()) < 2:
+            return
         assert plan.pixels is not None and plan.proxies is not None
         _, mine = predict_with_inputs(run.classifier, run.layers[run.head or ""], plan.pixels)
         theirs = self.unit_features(run, plan.proxies)

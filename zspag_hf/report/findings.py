@@ -117,8 +117,8 @@ class Findings:
             f"judged by held-out proxies: damping at {c['energy_threshold']:g} of their energy, learning rate"
             f" {c['learning_rate']:.3g}.\nWhole network for {c['whole_network_steps']} steps: probability of the"
             f" forgotten classes {first:.3f} -> {deep:.3f}; with the head's rows for them: {last:.4f}.\n{depth}\n"
-            f"Held-out proxies moved by {c['proxy_kl']:.4f} nats (budget {c['proxy_budget']:g})."
-            f" {c['steps']} steps in all."
+            f"Held-out proxies moved by {c.get('whole_proxy_kl', c['proxy_kl']):.4f} nats (budget"
+            f" {c['proxy_budget']:g}), with the head by {c['proxy_kl']:.4f}. {c['steps']} steps in all."
         )
 
     def left_out(self) -> list[str]:
