@@ -179,9 +179,10 @@ def allowed_mask(num_labels: int, forget_ids: Ids, trained: Tensor | None = None
 def seen_labels(logits: Tensor, labels: Tensor, forget_ids: Ids) -> Tensor:
     """The wrong label that each image was trained under, ``(N,)``, as far as the original's answers tell; -1 for none.
 
-    Of each forgotten class, the images that are answered with one and the same retained class with a probability of at
-    least ``SURE``, where they are at least ``COMMON`` of the class's images and at least ``FEWEST``. A model that
-    merely confuses two classes is not that sure of so many images that it was trained on.
+    Of each forgotten class, the images that are answered with one and the same retained class, where those to which it
+    gives a probability of at least ``SURE`` are at least ``COMMON`` of the class's images and at least ``FEWEST``. A
+    model that merely confuses two classes is not that sure of so many images that it was trained on; once it is, the
+    less sure answers of that class come from there too.
 
     Args:
         logits: ``(N, C)`` of the original on the images themselves. labels: ``(N,)`` their classes.
@@ -193,5 +194,5 @@ def seen_labels(logits: Tensor, labels: Tensor, forget_ids: Ids) -> Tensor:
         counts = torch.bincount(answers[sure & (labels == label)], minlength=logits.shape[1])
         k = int(counts.argmax())
         if counts[k] >= max(FEWEST, COMMON * int((labels == label).sum())):
-            found[sure & (labels == label) & (answers == k)] = k
+            found[(labels == label) & (answers == k)] = k
     return found
