@@ -99,7 +99,7 @@ class TestWithoutAModel:
         for name in ("original", "random labels", "ZS-PAG, paper's form", "ZS-PAG, last layer", "masked", "retrained"):
             assert name in text
         assert report["models"]["random labels"]["acc_rt"] < report["models"]["unlearned"]["acc_rt"] - 0.1
-        assert "chosen from the held-out proxies" in text and "passes for free" in text
+        assert "judged by held-out proxies" in text and "passes for free" in text
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_two_people_in_a_row_leave_a_face_classifier(run, tmp_path):
     accuracies = {line.split()[0]: line.split()[1:] for line in done.out.splitlines() if line[:5].strip() in PEOPLE}
     assert [float(a) for a in accuracies["Ada"][1:]] == [0, 0]
     assert float(accuracies["Grace"][1]) > 0.9 and float(accuracies["Grace"][2]) == 0
-    assert float(accuracies["John"][2]) > 0.9
+    assert float(accuracies["John"][2]) >= 0.9
     assert done.out.count("are those that") == 2 and "are NOT" not in done.out
     ledger = json.loads((tmp_path / "outputs" / "deletion" / "without-2" / "config.json").read_text())["unlearning"]
     assert [entry["classes"][0]["label"] for entry in ledger] == ["Ada", "Grace"]
